@@ -1,7 +1,7 @@
 """What every command shares: --config, --set, --print-config, and errors without tracebacks."""
 
 import argparse
-import os
+import logging
 import sys
 from collections.abc import Callable, Sequence
 
@@ -45,8 +45,7 @@ def parsed_config(args: argparse.Namespace) -> Config:
 
 def run_command(main: Callable[[Sequence[str] | None], None]) -> None:
     """Run a command's main: a UserError becomes one message and exit code 2, Ctrl-C 130."""
-    # No progress bar or warning of a library may fetch anything or fork threads behind our back.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
         main(None)
     except UserError as error:

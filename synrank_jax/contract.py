@@ -13,6 +13,7 @@ import pydantic
 
 from synrank_jax.config import Config, EncodingConfig, Section
 from synrank_jax.errors import UserError
+from synrank_jax.files import write_text
 from synrank_jax.hub import model_folder
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class EncodingContract(Section):
 
     def write(self, folder: Path) -> None:
         """Store the contract as encoding_contract.json in `folder`."""
-        (folder / CONTRACT_FILE).write_text(self.model_dump_json(indent=2) + "\n", "utf-8")
+        write_text(folder / CONTRACT_FILE, self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -154,6 +155,11 @@ def declared_encoding(folder: Path) -> dict[str, Any]:
                 f"{modules_file}: module {module['type']} is not supported; "
                 "only Transformer, Pooling and Normalize are"
             )
+    transformer_file = folder / "sentence_bert_config.json"
+    if transformer_file.is_file():
+        settings = json.loads(transformer_file.read_text("utf-8"))
+        if settings.get("do_lower_case"):
+            raise UserError(f"{transformer_file}: do_lower_case is not supported")
     # sentence-transformers scores with cosine unless the folder says otherwise.
     declared["similarity"] = "cosine"
     settings_file = folder / "config_sentence_transformers.json"
@@ -180,6 +186,8 @@ def _pooling(path: Path) -> str | None:
             for key, on in settings.items()
             if key.startswith("pooling_mode_") and on is True
         ]
+    if settings.get("include_prompt") is False:
+        raise UserError(f"{path}: include_prompt false (pooling skips the prompt) is not supported")
     return modes[0] if len(modes) == 1 and modes[0] in ("mean", "cls") else None
 
 

@@ -23,7 +23,9 @@ def model_folder(path: str, revision: str | None = None) -> Path:
     if folder.is_dir():
         return folder
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise UserError(f"model.path {path!r}: no such folder, and not a hub id of the form owner/name")
+        raise UserError(
+            f"model.path {path!r}: no such folder, and not a hub id of the form owner/name"
+        )
     return _download(path, revision)
 
 
@@ -33,7 +35,9 @@ def collection_folder(path: str, field: str) -> Path:
         folder = BUNDLED_COLLECTIONS / path.removeprefix("bundled:")
         if not folder.is_dir():
             names = sorted(f"bundled:{p.name}" for p in BUNDLED_COLLECTIONS.iterdir() if p.is_dir())
-            raise UserError(f"{field} {path!r}: no such bundled collection; there are {', '.join(names)}")
+            raise UserError(
+                f"{field} {path!r}: no such bundled collection; there are {', '.join(names)}"
+            )
         return folder
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -68,5 +72,5 @@ def _download(repo_id: str, revision: str | None) -> Path:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"model.path {repo_id!r}: not a local folder, and the hub could not give it "
-            f"({type(error).__name__}: {reason}); check the name, or download it and give the folder"
+            f"({type(error).__name__}: {reason}); check the name, or give a downloaded folder"
         ) from error

@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     passage: Tokens [N, Q, L, T'].
     labels: [N, Q, L] float32 grades; 0 where masked.
     where: [N, Q, L] bool, False at list padding.
-    passage_ids: [N, Q, L] int32, equal exactly for equal document ids within the step; -1 where masked.
+    passage_ids: [N, Q, L] int32, equal exactly for equal document ids; -1 where masked.
     sample_ids: [N, Q] int32, position of the record in the prepared set.
     """
 

@@ -1,0 +1,67 @@
+"""Texts to token ids, exactly as the model's own tokenizer cuts them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+
+def tokenize_texts(
+    tokenizer: Tokenizer, texts: list[str], prompt: str, length: int
+) -> list[NDArray[np.int32]]:
+    """Token ids of `prompt` + text for every text, without padding.
+
+    Args:
+        tokenizer: Without truncation and padding of its own (`contract.load_tokenizer`), and so
+            left behind. Not to be used by another thread meanwhile.
+        texts: May be empty; an empty text gives the special tokens alone.
+        prompt: Put before every text as it is.
+        length: Most tokens of a row, special tokens included; the text's end is cut, the special
+            tokens stay.
+
+    Returns:
+        One int32 array [<= length] per text.
+    """
+    return tokenize_counting(tokenizer, texts, prompt, length)[0]
+
+
+def tokenize_counting(
+    tokenizer: Tokenizer, texts: list[str], prompt: str, length: int
+) -> tuple[list[NDArray[np.int32]], int]:
+    """As `tokenize_texts`, and how many of the texts were cut."""
+    tokenizer.enable_truncation(length)
+    try:
+        encodings = tokenizer.encode_batch_fast([prompt + text for text in texts])
+    finally:
+        tokenizer.no_truncation()
+    rows = [np.array(encoding.ids, np.int32) for encoding in encodings]
+    return rows, sum(1 for encoding in encodings if encoding.overflowing)
+
+
+def pad(
+    rows: Sequence[NDArray[np.int32]], length: int, pad_id: int = 0
+) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Rows of token ids as one array, padded on the right.
+
+    Returns:
+        input_ids [B, T] int32 and attention_mask [B, T] bool, False at padding; T = `length`.
+
+    Raises:
+        ValueError: a row is longer than `length`.
+    """
+    lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
+    flat = np.concatenate(rows) if rows else np.empty(0, np.int32)
+    return pad_flat(flat, lengths, length, pad_id)
+
+
+def pad_flat(
+    flat: NDArray[np.int32], lengths: NDArray[np.int64], length: int, pad_id: int = 0
+) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """As `pad`, for rows written one after the other: `flat` [sum of lengths], `lengths` [B]."""
+    if len(lengths) and lengths.max() > length:
+        raise ValueError(f"a row of {lengths.max()} tokens does not fit into {length}")
+    attention_mask = np.arange(length) < lengths[:, None]
+    input_ids = np.full((len(lengths), length), pad_id, np.int32)
+    input_ids[attention_mask] = flat
+    return input_ids, attention_mask

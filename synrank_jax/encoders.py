@@ -1,0 +1,181 @@
+"""Encoders that evaluation can use: a run folder of train in JAX, a model folder in PyTorch or JAX.
+
+torch and JAX are imported only by the encoder that needs them.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synrank_jax.config import Config, EncodingConfig, ModelConfig
+from synrank_jax.contract import (
+    CONTRACT_FILE,
+    EncodingContract,
+    contract_of_folder,
+    declared_encoding,
+)
+from synrank_jax.errors import UserError
+from synrank_jax.hub import model_folder
+
+MODULES_FILE = "modules.json"
+
+Backend = Literal["jax", "torch"]
+Side = Literal["query", "passage"]
+
+
+class Encoder(Protocol):
+    """What evaluation needs of a model."""
+
+    contract: EncodingContract
+
+    def encode(self, texts: Sequence[str], side: Side) -> NDArray[np.float32]:
+        """Embeddings [len(texts), D] float32 in the order of `texts`."""
+
+
+class TorchEncoder:
+    """A model folder in PyTorch through sentence-transformers, on the device that it picks.
+
+    Args:
+        folder: with modules.json it is loaded as it is; a plain BERT-family folder gets the
+            contract's pooling and normalisation.
+        contract: prompts and lengths of the two sides.
+        batch_size: texts per forward pass.
+
+    Raises:
+        UserError: sentence-transformers is missing or cannot load the folder, or the folder pools
+            or normalises otherwise than the contract says.
+    """
+
+    def __init__(self, folder: Path, contract: EncodingContract, batch_size: int) -> None:
+        self.contract = contract
+        self._batch_size = batch_size
+        self._model = _sentence_transformer(folder, contract)
+
+    def encode(self, texts: Sequence[str], side: Side) -> NDArray[np.float32]:
+        """Embeddings [len(texts), D] float32 in the order of `texts`."""
+        contract = self.contract
+        prompt = contract.query_prompt if side == "query" else contract.passage_prompt
+        length = contract.query_length if side == "query" else contract.passage_length
+        self._model.max_seq_length = length
+        embeddings: NDArray[np.float32] = self._model.encode(
+            list(texts),
+            prompt=prompt,
+            batch_size=self._batch_size,
+            show_progress_bar=False,
+            convert_to_numpy=True,
+        )
+        return embeddings
+
+
+def _sentence_transformer(folder: Path, contract: EncodingContract) -> Any:
+    try:
+        import sentence_transformers
+        from sentence_transformers.sentence_transformer import modules
+        from transformers.utils import logging
+    except ImportError as error:
+        raise UserError(
+            f"--backend torch needs sentence-transformers and torch ({error}); "
+            "install the extra: pip install 'synrank-jax[eval]'"
+        ) from error
+    logging.disable_progress_bar()
+    # Only safetensors, only what is in the folder, and never a model's own code.
+    weights = {"use_safetensors": True, "dtype": "float32"}
+    trusted = {"trust_remote_code": False, "local_files_only": True}
+    declared = declared_encoding(folder)
+    try:
+        if not (folder / MODULES_FILE).is_file():
+            encoder = modules.Transformer(
+                str(folder),
+                model_kwargs={**weights, **trusted},
+                processor_kwargs=trusted,
+                config_kwargs=trusted,
+            )
+            parts = [encoder, modules.Pooling(encoder.get_embedding_dimension(), contract.pooling)]
+            parts += [modules.Normalize()] if contract.normalize else []
+            return sentence_transformers.SentenceTransformer(modules=parts)
+        model = sentence_transformers.SentenceTransformer(
+            str(folder), model_kwargs=weights, **trusted
+        )
+    except Exception as error:  # torch, transformers and safetensors raise many unrelated types
+        raise UserError(
+            f"model folder {folder}: sentence-transformers cannot load it "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    for name in ("pooling", "normalize"):
+        if declared[name] != getattr(contract, name):
+            raise UserError(
+                f"encoding.{name}: {getattr(contract, name)!r} asked for, but {folder} is built "
+                f"with {declared[name]!r}; leave encoding.{name} null or use --backend jax"
+            )
+    return model
+
+
+def load_encoder(
+    model: str | None, backend: Backend | None, config: Config, batch_size: int
+) -> tuple[Encoder, Backend]:
+    """The encoder that `--model` (None: the untrained model.path) and `--backend` ask for.
+
+    Raises:
+        UserError: no such model, or it was made with another encoding contract than the config
+            asks for.
+    """
+    if model is None:
+        folder = model_folder(config.model.path, config.model.revision)
+        contract = contract_of_folder(folder, config.encoding)
+        return _pretrained(folder, config.model, contract, backend or "torch", batch_size)
+    folder = Path(model)
+    if (folder / MODULES_FILE).is_file():
+        contract = _folder_contract(folder, config.encoding)
+        source = config.model.model_copy(update={"path": model, "revision": None})
+        return _pretrained(folder, source, contract, backend or "torch", batch_size)
+    if not folder.is_dir() or not _is_run_folder(folder):
+        raise UserError(
+            f"--model {model}: expected a run folder of train, a checkpoint, or a "
+            "sentence-transformers folder (with modules.json); for an untrained model leave "
+            "--model out and set model.path"
+        )
+    if backend == "torch":
+        raise UserError(
+            f"--backend torch: {model} is a JAX checkpoint; run export and give its folder"
+        )
+    from synrank_jax.engine.encoding import checkpoint_encoder
+
+    encoder: Encoder = checkpoint_encoder(folder, batch_size)
+    _require_requested(config.encoding, encoder.contract, model)
+    return encoder, "jax"
+
+
+def _pretrained(
+    folder: Path, source: ModelConfig, contract: EncodingContract, backend: Backend, batch_size: int
+) -> tuple[Encoder, Backend]:
+    if backend == "torch":
+        return TorchEncoder(folder, contract, batch_size), backend
+    from synrank_jax.engine.encoding import pretrained_encoder
+
+    return pretrained_encoder(source, contract, batch_size), backend
+
+
+def _folder_contract(folder: Path, encoding: EncodingConfig) -> EncodingContract:
+    """The stored contract of an exported folder; else what the folder and the config say."""
+    if not (folder / CONTRACT_FILE).is_file():
+        return contract_of_folder(folder, encoding)
+    stored = EncodingContract.read(folder)
+    lengths = EncodingConfig(query_length=stored.query_length, passage_length=stored.passage_length)
+    found = contract_of_folder(folder, lengths)
+    stored.require_equal(found, f"{folder / CONTRACT_FILE}", "the other files of this folder")
+    _require_requested(encoding, stored, str(folder))
+    return stored
+
+
+def _require_requested(encoding: EncodingConfig, stored: EncodingContract, name: str) -> None:
+    given = {key: value for key, value in encoding.model_dump().items() if value is not None}
+    stored.model_copy(update=given).require_equal(stored, "the config's encoding section", name)
+
+
+def _is_run_folder(folder: Path) -> bool:
+    from synrank_jax.engine.checkpoint import is_run_folder
+
+    return is_run_folder(folder)

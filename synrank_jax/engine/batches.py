@@ -1,0 +1,29 @@
+"""Host batches to sharded device arrays."""
+
+from collections.abc import Iterator
+
+import jax
+from jax.sharding import Mesh
+
+from synrank_jax.parallel.mesh import batch_sharding
+from synrank_jax.types import Batch
+
+
+def to_devices(batch: Batch, mesh: Mesh) -> Batch:
+    """Global arrays from this host's rows; queries are split over all devices."""
+    sharding = batch_sharding(mesh)
+
+    placed: Batch = jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch
+    )
+    return placed
+
+
+def on_devices(host_batches: Iterator[Batch], mesh: Mesh) -> Iterator[tuple[Batch, Batch]]:
+    """(host batch, device batch) pairs.
+
+    Steps are dispatched asynchronously, so reading and transferring the next batch overlaps the
+    computation of the current one; decoding runs in the pipeline's own threads.
+    """
+    for batch in host_batches:
+        yield batch, to_devices(batch, mesh)

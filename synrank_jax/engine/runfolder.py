@@ -1,0 +1,114 @@
+"""The run folder: one process at a time, one configuration for its whole life."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from synrank_jax.config import Config, load_config, to_yaml
+from synrank_jax.contract import CONTRACT_FILE, EncodingContract
+from synrank_jax.data.manifest import Manifest
+from synrank_jax.errors import UserError
+from synrank_jax.files import write_text
+
+CONFIG_FILE = "config.yaml"
+LOCK_FILE = "lock"
+
+# What may change between a run and its resumption: it moves no weight.
+FREE = {
+    "data": {"prepared", "shards", "sources"},  # the prepared data has a fingerprint of its own
+    "train": {"output", "log_every", "save_every", "keep_checkpoints", "tensorboard"},
+    "mesh": {"data", "fsdp"},
+    "evaluation": None,
+}
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold the run folder; the lock ends with the process, however that ends.
+
+    Raises:
+        UserError: another process holds it, or the folder cannot be written.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        handle = (run / LOCK_FILE).open("a+")
+    except OSError as error:
+        raise UserError(f"train.output {run}: cannot be written ({error})") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            raise UserError(
+                f"train.output {run}: in use by process {handle.read().strip() or '?'}; "
+                "wait for it, end it, or set another train.output"
+            ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def claim(run: Path, config: Config, contract: EncodingContract) -> None:
+    """Store configuration and contract in a new run folder, or compare them with a begun run's.
+
+    Raises:
+        UserError: the folder belongs to a run with other settings; every field is named.
+    """
+    stored_file = run / CONFIG_FILE
+    if not stored_file.exists():
+        contract.write(run)
+        write_text(stored_file, to_yaml(config))
+        return
+    stored = load_config(stored_file)
+    changed = list(_differences(stored.model_dump(mode="json"), config.model_dump(mode="json")))
+    if changed:
+        raise UserError(
+            f"train.output {run} holds a run with another configuration:\n"
+            + "\n".join(f"  {path}: {old!r} there, {new!r} now" for path, old, new in changed)
+            + "\ngo back to those values to resume it, or set another train.output"
+        )
+    EncodingContract.read(run).require_equal(
+        contract, f"{run}/{CONTRACT_FILE}", "this configuration"
+    )
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for section, values in new.items():
+        free = FREE.get(section, set())
+        if free is None or old[section] == values:
+            continue
+        for field, value in values.items():
+            if field not in free and old[section][field] != value:
+                yield f"{section}.{field}", old[section][field], value
+
+
+def check_grades(config: Config, manifest: Manifest) -> None:
+    """Refuse prepared lists whose grades are not the configured levels.
+
+    Raises:
+        UserError: names the grades and their counts.
+    """
+    unknown = sorted(set(manifest.grade_counts) - set(config.data.grades))
+    if unknown:
+        raise UserError(
+            f"data.grades {list(config.data.grades)} lack the grades {unknown} of the lists in "
+            f"{config.data.prepared}; prepare them again or add the levels"
+        )
+
+
+def check_same_data(stored: str, current: str, prepared: str, run: Path) -> None:
+    """Refuse to resume on other data than the run began with.
+
+    Raises:
+        UserError: names both fingerprints.
+    """
+    if stored != current:
+        raise UserError(
+            f"data.prepared {prepared} has fingerprint {current[:12]}, but {run} was trained on "
+            f"{stored[:12]}: the lists were prepared again with other content. "
+            "Set another train.output, or prepare the former lists"
+        )

@@ -1,0 +1,65 @@
+"""Training state, and the model as a pure function of a flat dictionary of weights."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from synrank_jax.models.dual_encoder import DualEncoder
+from synrank_jax.parallel.mesh import shard
+
+Params = dict[str, Any]
+
+
+class TrainState(NamedTuple):
+    """What an optimizer step reads and replaces (donated to the compiled step).
+
+    params: {"encoder.layers.0....kernel": float32 array}; opt_state: Optax state of the same
+    shapes; step: scalar int32, completed updates.
+    """
+
+    params: Params
+    opt_state: Any
+    step: Any
+
+
+def split_model(model: DualEncoder) -> tuple[Any, Params]:
+    """Structure and weights of a model; weights are named by their dotted path."""
+    structure, state = nnx.split(model)
+    return structure, {
+        ".".join(map(str, path)): variable[...] for path, variable in nnx.to_flat_state(state)
+    }
+
+
+def merge_model(structure: Any, params: Params) -> DualEncoder:
+    """Inverse of `split_model`; works on traced weights inside jit."""
+    flat = [(tuple(map(_key, path.split("."))), nnx.Param(leaf)) for path, leaf in params.items()]
+    model: DualEncoder = nnx.merge(structure, nnx.from_flat_state(flat))
+    return model
+
+
+def _key(part: str) -> str | int:
+    return int(part) if part.isdigit() else part
+
+
+def initial_state(params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Step 0, placed on the mesh: weights and optimizer moments sharded over fsdp."""
+    params = jax.device_put(params, shard(params, mesh))
+    abstract = jax.eval_shape(tx.init, params)
+    opt_state = jax.jit(tx.init, out_shardings=shard(abstract, mesh))(params)
+    step = jnp.zeros((), jnp.int32)
+    return TrainState(params, opt_state, jax.device_put(step, shard(step, mesh)))
+
+
+def abstract_state(params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state, without computing it: the target of a restore."""
+    shapes = jax.eval_shape(lambda p: TrainState(p, tx.init(p), jnp.zeros((), jnp.int32)), params)
+    abstract: TrainState = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shard(shapes, mesh),
+    )
+    return abstract

@@ -1,0 +1,137 @@
+"""The compiled steps: pure functions of weights and a batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from synrank_jax.config import Config
+from synrank_jax.contract import EncodingContract
+from synrank_jax.engine.state import Params, TrainState, merge_model
+from synrank_jax.losses import list_loss
+from synrank_jax.losses.pool import PoolLabels, own_list_target_mass, pool_labels
+from synrank_jax.models.dual_encoder import similarity
+from synrank_jax.parallel.mesh import replicated, rows
+from synrank_jax.types import Batch, Tokens
+
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(
+    structure: Any,
+    tx: optax.GradientTransformation,
+    config: Config,
+    contract: EncodingContract,
+    mesh: Mesh,
+) -> Any:
+    """One optimizer update: the mean gradient of the batch's N loss pools, then AdamW.
+
+    The pools are independent (method: four pools of 64 are not one of 256), so they run one
+    after the other and hold one pool's activations at a time.
+
+    Returns:
+        jitted (TrainState, Batch) -> (TrainState, Metrics); the state is donated.
+    """
+    pool_loss = make_pool_loss(structure, config, contract, mesh)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        def add_pool(total: Any, pool: Batch) -> tuple[Any, None]:
+            value = jax.value_and_grad(pool_loss, has_aux=True)(state.params, state.step, pool)
+            return jax.tree.map(jnp.add, total, value), None
+
+        pools = batch.labels.shape[0]
+        first = jax.tree.map(lambda leaf: leaf[0], batch)
+        shapes = jax.eval_shape(
+            jax.value_and_grad(pool_loss, has_aux=True), state.params, state.step, first
+        )
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        # A single pool stays out of the loop: XLA then fuses and analyses it better.
+        total = add_pool(zeros, first)[0] if pools == 1 else jax.lax.scan(add_pool, zeros, batch)[0]
+        (loss, metrics), grads = jax.tree.map(lambda leaf: leaf / pools, total)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics}
+        return TrainState(params, opt_state, state.step + 1), metrics
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def make_pool_loss(
+    structure: Any, config: Config, contract: EncodingContract, mesh: Mesh
+) -> Callable[[Params, jax.Array, Batch], tuple[jax.Array, Metrics]]:
+    """The loss of one pool as a function of (params, step, pool [Q, ...])."""
+    options = config.loss
+    # In-batch passages without a grade of their own stand one level below the lowest grade.
+    lowest = float(config.data.grades[0]) - 1
+    in_batch_level = lowest if options.in_batch_grade is None else options.in_batch_grade
+    levels = tuple(sorted({in_batch_level, *map(float, config.data.grades)}))
+
+    def pool_loss(params: Params, step: jax.Array, pool: Batch) -> tuple[jax.Array, Metrics]:
+        model = merge_model(structure, params)
+        count, size = pool.labels.shape
+        flat = Tokens(*(leaf.reshape(count * size, -1) for leaf in pool.passage))
+        query_keys, passage_keys = None, None
+        if config.model.dropout > 0:
+            query_keys, passage_keys = dropout_keys(config.train.seed, step, pool)
+        query = model.encode(*pool.query, query_keys)
+        passage = model.encode(*flat, passage_keys)
+        if options.scope == "pool":
+            labels = pool_labels(
+                pool.labels,
+                pool.where,
+                pool.passage_ids,
+                in_batch_grade=options.in_batch_grade,
+                in_batch_level=in_batch_level,
+            )
+            # Each device scores its own queries against the passages of the whole pool.
+            passage = jax.lax.with_sharding_constraint(passage, replicated(mesh))
+            scores = similarity(query, passage, contract.similarity)
+        else:
+            labels = PoolLabels(pool.labels, pool.where, pool.where)
+            passage = passage.reshape(count, size, -1)
+            scores = jax.vmap(lambda one, own: similarity(one[None], own, contract.similarity)[0])(
+                query, passage
+            )
+        scores = jax.lax.with_sharding_constraint(scores, rows(mesh))
+        loss, metrics = list_loss(
+            scores,
+            *labels,
+            weights=options.weights(),
+            temperature=options.temperature,
+            target_temperature=options.target_temperature,
+            levels=levels,
+            wasserstein_order=options.wasserstein_order,
+        )
+        if options.scope == "pool":
+            mass = own_list_target_mass(labels, options.target_temperature)
+            metrics = {**metrics, "own_list_target_mass": mass}
+        return loss, metrics
+
+    return pool_loss
+
+
+def dropout_keys(seed: int, step: jax.Array, pool: Batch) -> tuple[jax.Array, jax.Array]:
+    """Dropout keys of the queries [Q] and the passages [Q * L].
+
+    A key depends on seed, step, list and place in the list only, so the same text gets the same
+    mask however the batch is split over pools, chunks or devices.
+    """
+    base = jax.random.fold_in(jax.random.key(seed), step)
+    of_list = jax.vmap(lambda sample: jax.random.fold_in(base, sample))(pool.sample_ids)
+    items = jnp.arange(pool.labels.shape[1] + 1)
+    keys = jax.vmap(lambda key: jax.vmap(lambda item: jax.random.fold_in(key, item))(items))(
+        of_list
+    )
+    return keys[:, 0], keys[:, 1:].reshape(-1)
+
+
+def make_encode_step(structure: Any) -> Callable[[Params, Tokens], jax.Array]:
+    """Embeddings [B, D] float32 of token rows [B, T]."""
+
+    def encode(params: Params, tokens: Tokens) -> jax.Array:
+        return merge_model(structure, params).encode(*tokens)
+
+    return jax.jit(encode)

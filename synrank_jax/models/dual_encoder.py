@@ -1,0 +1,50 @@
+"""Queries and passages into one vector space, by one shared encoder."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int32, Key
+
+from synrank_jax.models.bert import BertEncoder
+from synrank_jax.models.pooling import pool, unit_length
+
+
+class DualEncoder(nnx.Module):  # type: ignore[misc]
+    """A token encoder, its pooling and its normalisation; used for queries and passages alike."""
+
+    def __init__(
+        self, encoder: BertEncoder, pooling: Literal["mean", "cls"], normalize: bool
+    ) -> None:
+        self.encoder = encoder
+        self.pooling = pooling
+        self.normalize = normalize
+
+    def encode(
+        self,
+        input_ids: Int32[Array, "B T"],
+        attention_mask: Bool[Array, "B T"],
+        dropout_keys: Key[Array, " B"] | None = None,
+    ) -> Float[Array, "B D"]:
+        """Embed B texts: [B, T] tokens to [B, D] float32; see `BertEncoder` and `pool`."""
+        hidden = self.encoder(input_ids, attention_mask, dropout_keys)
+        return pool(hidden, attention_mask, self.pooling, self.normalize)
+
+
+def similarity(
+    query: Float[Array, "Q D"], passage: Float[Array, "P D"], kind: Literal["dot", "cosine"]
+) -> Float[Array, "Q P"]:
+    """Scores of every query with every passage, [Q, P] float32, multiplied in full float32.
+
+    `cosine` normalises here, so for embeddings of unit length it equals `dot`.
+    """
+    if kind == "cosine":
+        query, passage = unit_length(query), unit_length(passage)
+    return jnp.einsum(
+        "qd,pd->qp",
+        query,
+        passage,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )

@@ -1,0 +1,184 @@
+"""The main job from end to end on the embedded data: what `make quickstart` runs.
+
+    python -m synrank_jax.quickstart [--full] [--fresh]
+
+Prepares the graded lists, scores the untrained encoder, trains it once per loss, exports each
+model to PyTorch, scores the exported model with FAISS, and prints one table. Every stage is a
+public command that can be run by hand; finished stages are not run again unless their inputs
+changed or --fresh is given.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from synrank_jax.cli import run_command
+from synrank_jax.config import Config, load_config, to_yaml
+from synrank_jax.errors import UserError
+from synrank_jax.retrieval.report import comparison_table
+from synrank_jax.retrieval.result import EvaluationResult
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = {
+    "InfoNCE": ROOT / "configs" / "quickstart_infonce.yaml",
+    "Wasserstein on the grade axis": ROOT / "configs" / "quickstart.yaml",
+}
+FULL_CONFIGS = {"Gaussian 2-Wasserstein": ROOT / "configs" / "quickstart_gaussian.yaml"}
+ZERO_SHOT = "zero-shot"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One public command, what it must leave behind, and what that depends on."""
+
+    command: list[str]
+    output: Path
+    inputs: str
+
+    def marker(self) -> Path:
+        """File beside the output that says with which inputs and which content it was made."""
+        return self.output.with_name(self.output.name + ".done")
+
+    def is_done(self) -> bool:
+        """Whether the output is there, made from these inputs, and unaltered since."""
+        try:
+            return self.marker().read_text("utf-8") == self._seal()
+        except OSError:
+            return False
+
+    def run(self) -> None:
+        """Run the command and seal its output."""
+        print("\n$ python " + shlex.join(self.command), flush=True)
+        began = time.perf_counter()
+        code = subprocess.run([sys.executable, *self.command], check=False).returncode
+        if code:
+            raise SystemExit(code)
+        self.marker().write_text(self._seal(), "utf-8")
+        print(f"  ({time.perf_counter() - began:.0f} s)", flush=True)
+
+    def _seal(self) -> str:
+        return json.dumps({"inputs": self.inputs, "output": _folder_sha256(self.output)})
+
+
+def stages(configs: dict[str, Path]) -> list[Stage]:
+    """The commands in order; each one's inputs include those of the stages before it."""
+    loaded = {label: load_config(path) for label, path in configs.items()}
+    first_file, first = next(iter(configs.values())), next(iter(loaded.values()))
+    source = _folder_sha256(Path(__file__).parent, "*.py")
+    prepare = ["-m", "synrank_jax.prepare", "--config", _shown(first_file)]
+    zero_shot = _evaluate(first_file, ["--zero-shot"], ZERO_SHOT, _results(first, ZERO_SHOT))
+    made = [
+        Stage(prepare, Path(first.data.prepared), _inputs(source, first, "prepare")),
+        Stage(zero_shot, _results(first, ZERO_SHOT), _inputs(source, first, "zero-shot")),
+    ]
+    for label, path in configs.items():
+        config = loaded[label]
+        run, exported = Path(config.train.output), _exported(config)
+        for command, output in (
+            (["-m", "synrank_jax.train", "--config", _shown(path)], run),
+            (
+                ["-m", "synrank_jax.export", "--checkpoint", str(run), "--output", str(exported)],
+                exported,
+            ),
+            (
+                _evaluate(path, ["--model", str(exported)], label, _results(config, label)),
+                _results(config, label),
+            ),
+        ):
+            made.append(Stage(command, output, _inputs(source, config, label)))
+    return made
+
+
+def table(configs: dict[str, Path]) -> str:
+    """Zero-shot first, then one row per trained model, from the metrics the commands wrote."""
+    loaded = {label: load_config(path) for label, path in configs.items()}
+    first = next(iter(loaded.values()))
+    folders = {ZERO_SHOT: _results(first, ZERO_SHOT)}
+    folders |= {label: _results(config, label) for label, config in loaded.items()}
+    results = [
+        (label, EvaluationResult.read(folder / "metrics.json")) for label, folder in folders.items()
+    ]
+    return comparison_table(results)
+
+
+def _evaluate(config: Path, model: list[str], label: str, output: Path) -> list[str]:
+    command = ["-m", "synrank_jax.evaluate", "--config", _shown(config), *model]
+    return [*command, "--name", label, "--output", str(output)]
+
+
+def _exported(config: Config) -> Path:
+    return Path(config.train.output + "-exported")
+
+
+def _results(config: Config, label: str) -> Path:
+    if label == ZERO_SHOT:
+        return Path(config.train.output).parent / "zero-shot-results"
+    return Path(config.train.output + "-results")
+
+
+def _shown(path: Path) -> str:
+    """Relative to here where possible, so that the printed command can be pasted."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _inputs(source: str, config: Config, stage: str) -> str:
+    return hashlib.sha256(f"{source}\n{stage}\n{to_yaml(config)}".encode()).hexdigest()
+
+
+def _folder_sha256(folder: Path, pattern: str = "*") -> str:
+    """Hash over names and contents; run locks and TensorBoard's host-named events are left out."""
+    if not folder.is_dir():
+        raise FileNotFoundError(folder)
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob(pattern)):
+        if path.is_file() and path.name != "lock" and "tensorboard" not in path.parts:
+            digest.update(str(path.relative_to(folder)).encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line of `python -m synrank_jax.quickstart`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m synrank_jax.quickstart",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--full", action="store_true", help="also train the paper's Gaussian loss")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier results first")
+    args = parser.parse_args(argv)
+    configs = {**CONFIGS, **(FULL_CONFIGS if args.full else {})}
+    missing = [str(path) for path in configs.values() if not path.is_file()]
+    if missing:
+        raise UserError(
+            f"{', '.join(missing)}: not here; run the quickstart in a clone of the project"
+        )
+    began = time.perf_counter()
+    planned = stages(configs)
+    if args.fresh:
+        for stage in planned:
+            shutil.rmtree(stage.output, ignore_errors=True)
+            stage.marker().unlink(missing_ok=True)
+    # Nothing but the installed packages is needed, so nothing may reach for the network.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    for stage in planned:
+        if stage.is_done():
+            print(f"done before, hashes verified: {stage.output}")
+        else:
+            stage.run()
+    seconds = time.perf_counter() - began
+    print(f"\nAll results are under {planned[0].output.parent}; {seconds:.0f} s.\n")
+    print(table(configs))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,95 @@
+"""Tiny collections, a word tokenizer and prepared folders."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from example_contexts import make_contexts
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+
+from synrank_jax.config import DataConfig
+from synrank_jax.contract import EncodingContract
+from synrank_jax.data.manifest import Manifest
+from synrank_jax.data.prepared import write_prepared
+
+Collection = Callable[..., Path]
+
+QUERIES = {"q2": "second query", "q1": "first query"}
+CORPUS = {"d1": "one", "d2": "two", "d3": "three", "d4": "four"}
+QRELS = [("q1", "d2", "0"), ("q1", "d1", "3"), ("q1", "d3", "3"), ("q2", "d4", "1")]
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Collection:
+    """Writes a BEIR-layout folder; every part can be replaced."""
+
+    def write(
+        name: str = "collection",
+        queries: Mapping[str, str] = QUERIES,
+        corpus: Mapping[str, str] = CORPUS,
+        qrels: list[tuple[str, str, str]] = QRELS,
+        exclude: list[tuple[str, str]] | None = None,
+    ) -> Path:
+        folder = tmp_path / name
+        (folder / "qrels").mkdir(parents=True)
+        for file, texts in (("queries.jsonl", queries), ("corpus.jsonl", corpus)):
+            lines = [json.dumps({"_id": key, "text": text}) for key, text in texts.items()]
+            (folder / file).write_text("\n".join(lines) + "\n", "utf-8")
+        rows = ["query-id\tcorpus-id\tscore", *("\t".join(row) for row in qrels)]
+        (folder / "qrels" / "train.tsv").write_text("\n".join(rows) + "\n", "utf-8")
+        if exclude is not None:
+            rows = ["query-id\tcorpus-id", *("\t".join(row) for row in exclude)]
+            (folder / "exclude.tsv").write_text("\n".join(rows) + "\n", "utf-8")
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer() -> Tokenizer:
+    """One token per word: w0, w1, ... have ids 3, 4, ...; [CLS] 1 and [SEP] 2 around them."""
+    vocabulary = {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2} | {f"w{i}": i + 3 for i in range(500)}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[PAD]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def contract() -> EncodingContract:
+    return EncodingContract(
+        pooling="mean",
+        normalize=True,
+        similarity="cosine",
+        query_prompt="w499 ",
+        passage_prompt="",
+        query_length=16,
+        passage_length=80,
+        tokenizer_sha256="0" * 64,
+    )
+
+
+Prepare = Callable[..., tuple[Path, Manifest]]
+
+
+@pytest.fixture
+def prepare(
+    tmp_path: Path, collection: Collection, word_tokenizer: Tokenizer, contract: EncodingContract
+) -> Prepare:
+    """Prepares `make_contexts(lists)` into a new folder."""
+    source = collection("stamped")
+
+    def write(lists: int = 23, shards: int = 3, name: str = "prepared") -> tuple[Path, Manifest]:
+        data = DataConfig(
+            sources=({"path": str(source)},), prepared=str(tmp_path / name), shards=shards
+        )
+        folder = tmp_path / name
+        return folder, write_prepared(make_contexts(lists), word_tokenizer, contract, data, folder)
+
+    return write

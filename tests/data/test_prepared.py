@@ -1,0 +1,212 @@
+"""Writing and verifying a prepared folder."""
+
+import itertools
+import json
+from collections import Counter
+
+import pytest
+from example_contexts import make_contexts
+
+from synrank_jax.data import manifest as manifest_module
+from synrank_jax.data import prepared as prepared_module
+from synrank_jax.data.examples import decode_ids, decode_list
+from synrank_jax.data.manifest import (
+    Recipe,
+    read_lengths,
+    read_manifest,
+    shard_paths,
+    verify_shards,
+)
+from synrank_jax.data.records import TFRecordSource
+from synrank_jax.errors import UserError
+
+
+def records_of(folder, manifest):
+    source = TFRecordSource(shard_paths(manifest, folder))
+    return [source[index] for index in range(len(source))]
+
+
+def test_record_i_is_list_i(prepare):
+    folder, manifest = prepare()
+    contexts = make_contexts(23)
+    records = records_of(folder, manifest)
+    for record, context in zip(records, contexts, strict=True):
+        doc_ids = [passage.doc_id for passage in context.passages]
+        assert decode_ids(record) == (context.query_id, doc_ids)
+        assert decode_list(record).grades.tolist() == [p.grade for p in context.passages]
+        words = [len(p.text.split()) for p in context.passages]
+        assert decode_list(record).passage_lengths.tolist() == [n + 2 for n in words]
+        assert decode_list(record).query_tokens[:2].tolist() == [1, 502]  # [CLS] and the prompt
+
+
+def test_equal_documents_have_equal_numbers_over_all_shards(prepare):
+    folder, manifest = prepare()
+    pairs = set()
+    for record in records_of(folder, manifest):
+        pairs |= set(
+            zip(decode_ids(record)[1], decode_list(record).passage_numbers.tolist(), strict=True)
+        )
+    assert (
+        len(pairs) == len({doc for doc, _ in pairs}) == len({number for _, number in pairs}) == 11
+    )
+    assert manifest.documents == 11
+
+
+def test_the_manifest_counts_what_was_written(prepare):
+    folder, manifest = prepare()
+    contexts = make_contexts(23)
+    passages = [passage for context in contexts for passage in context.passages]
+    assert manifest == read_manifest(folder)
+    assert manifest.lists == 23
+    assert manifest.grade_counts == Counter(passage.grade for passage in passages)
+    assert manifest.size_counts == {1: 6, 2: 6, 3: 6, 4: 5}
+    assert manifest.query_tokens.model_dump() == {
+        "texts": 23,
+        "tokens": 23 * 5,
+        "longest": 5,
+        "truncated": 0,
+    }
+    lengths = [len(passage.text.split()) + 2 for passage in passages]
+    assert manifest.passage_tokens.model_dump() == {
+        "texts": len(passages),
+        "tokens": sum(lengths),
+        "longest": max(lengths),
+        "truncated": 0,
+    }
+    longest = [max(len(p.text.split()) + 2 for p in context.passages) for context in contexts]
+    assert read_lengths(manifest, folder).tolist() == [[5, n] for n in longest]
+    assert [shard.name for shard in manifest.shards] == [
+        f"lists-train.tfrecord-0000{i}-of-00003" for i in range(3)
+    ]
+    assert sorted(shard.records for shard in manifest.shards) == [7, 8, 8]
+
+
+def test_preparing_twice_gives_the_same_bytes_and_other_shards_the_same_lists(prepare):
+    first, manifest = prepare(name="a")
+    second, _ = prepare(name="b")
+    for path in first.iterdir():
+        assert path.read_bytes() == (second / path.name).read_bytes()
+    for shards in (1, 30):
+        folder, other = prepare(name=f"c{shards}", shards=shards)
+        assert other.lists_sha256 == manifest.lists_sha256
+        assert records_of(folder, other) == records_of(first, manifest)
+
+
+def test_preparing_again_removes_our_old_files_and_no_others(prepare):
+    folder, _ = prepare(shards=3)
+    (folder / "notes.txt").write_text("mine")
+    (folder / ".lists-train.tfrecord-00000-of-00003.1.tmp").write_text("left by a killed run")
+    prepare(shards=1)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "lists-train.lengths.npy",
+        "lists-train.tfrecord-00000-of-00001",
+        "manifest.json",
+        "notes.txt",
+    ]
+
+
+def test_an_interrupted_preparation_leaves_no_manifest(prepare, monkeypatch):
+    folder, _ = prepare()
+    written = itertools.count()
+
+    def interrupted(**values):
+        if next(written) == 10:  # in the second shard
+            raise KeyboardInterrupt
+        return b"record"
+
+    monkeypatch.setattr(prepared_module, "encode_list", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare()
+    assert len(list(folder.glob("*.tfrecord-*"))) == 1
+    assert not (folder / "manifest.json").exists()
+    assert not list(folder.glob("*.tmp"))
+    with pytest.raises(UserError, match=r"manifest\.json: cannot be read .*synrank_jax\.prepare"):
+        read_manifest(folder)
+
+
+def test_every_truncation_and_bit_flip_of_any_file_is_refused_with_its_name(prepare):
+    folder, manifest = prepare(lists=5, shards=2)
+    verify_shards(manifest, folder)
+    for stamp in (*manifest.shards, manifest.lengths):
+        path = folder / stamp.name
+        whole = path.read_bytes()
+        for position in range(len(whole)):
+            flipped = bytearray(whole)
+            flipped[position] ^= 1 << position % 8
+            for damaged in (flipped, whole[:position]):
+                path.write_bytes(damaged)
+                with pytest.raises(UserError, match=stamp.name) as error:
+                    verify_shards(manifest, folder)
+                if "tfrecord" in stamp.name:
+                    assert f"{path}: byte " in str(error.value)
+        path.write_bytes(whole)
+    verify_shards(manifest, folder)
+
+
+def test_a_rewritten_shard_with_valid_checksums_is_refused(prepare):
+    folder, manifest = prepare(lists=6, shards=2)
+    first, second = shard_paths(manifest, folder)
+    content = first.read_bytes()
+    first.write_bytes(content + second.read_bytes())
+    with pytest.raises(UserError, match=f"{first.name}: byte {len(content)}: the file has"):
+        verify_shards(manifest, folder)
+
+
+def test_a_deleted_shard_is_named(prepare):
+    folder, manifest = prepare()
+    (folder / manifest.shards[1].name).unlink()
+    with pytest.raises(UserError, match="00001-of-00003: the file is gone"):
+        verify_shards(manifest, folder)
+
+
+def test_large_sets_are_verified_by_size_alone(prepare, monkeypatch):
+    folder, manifest = prepare()
+    path = folder / manifest.shards[0].name
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    monkeypatch.setattr(manifest_module, "CHECKSUM_LIMIT_BYTES", 0)
+    verify_shards(manifest, folder)
+    path.write_bytes(damaged[:-1])
+    with pytest.raises(UserError, match="the file ends after"):
+        verify_shards(manifest, folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 2}, "schema_version: Input should be 1"),
+        ({"lists": "many"}, "lists: Input should be a valid integer"),
+        ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
+    ],
+)
+def test_another_manifest_is_refused(prepare, change, message):
+    folder, _ = prepare()
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        read_manifest(folder)
+    path.write_text("{")
+    with pytest.raises(UserError, match=r"not a manifest of schema version 1 \(the file: Invalid"):
+        read_manifest(folder)
+
+
+def test_recipes_differ_by_setting_and_source_content_not_by_place(prepare, contract):
+    _, manifest = prepare()
+    recipe = Recipe(**{name: getattr(manifest, name) for name in Recipe.model_fields})
+    moved = manifest.sources[0].model_copy(update={"path": "elsewhere"})
+    edited = moved.model_copy(update={"sha256": "f" * 64})
+    assert manifest.differences(recipe.model_copy(update={"sources": (moved,)})) == []
+    assert manifest.differences(
+        recipe.model_copy(
+            update={
+                "sources": (edited,),
+                "list_size": 7,
+                "contract": contract.model_copy(update={"pooling": "cls"}),
+            }
+        )
+    ) == [
+        "encoding.pooling: mean on disk, cls now",
+        "data.list_size: 4 on disk, 7 now",
+        f"data.sources (SHA-256): ['{moved.sha256[:12]}'] on disk, ['ffffffffffff'] now",
+    ]

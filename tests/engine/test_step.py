@@ -1,0 +1,158 @@
+"""Gradients of one pool are those of a single device, whatever the mesh."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from synrank_jax import prepare
+from synrank_jax.config import Config, to_yaml
+from synrank_jax.contract import resolve_contract
+from synrank_jax.data.pipeline import PreparedLists, batches
+from synrank_jax.engine.batches import to_devices
+from synrank_jax.engine.encoding import load_model
+from synrank_jax.engine.state import initial_state, merge_model, split_model
+from synrank_jax.engine.step import make_pool_loss, make_train_step
+from synrank_jax.optim import make_optimizer
+from synrank_jax.parallel.mesh import BATCH_AXES
+from synrank_jax.types import Batch
+
+# Float32 sums in another order: the loss is a mean of 8 values, a gradient leaf a sum over some
+# thousand products. Leaves whose true gradient is zero (attention key biases) hold only rounding
+# noise, hence the floor relative to the global norm.
+LOSS_RTOL = 1e-5
+GRADIENT_RTOL = 1e-5
+GRADIENT_FLOOR = 1e-3
+
+LAYOUTS = {"data 8": (8, 1), "data 2 x fsdp 4": (2, 4), "fsdp 8": (1, 8)}
+LOSSES = {
+    "wasserstein": {"wasserstein": 1.0, "target_temperature": 0.5},
+    "gaussian": {"wasserstein": 0.0, "gaussian_wasserstein": 1.0, "in_batch_grade": 0.0},
+    "infonce": {"wasserstein": 0.0, "infonce": 1.0},
+}
+
+
+def mesh_of(data: int, fsdp: int) -> Mesh:
+    return jax.make_mesh(
+        (data, fsdp),
+        BATCH_AXES,
+        axis_types=(AxisType.Auto,) * 2,
+        devices=jax.devices()[: data * fsdp],
+    )
+
+
+@pytest.fixture
+def batch(tiny_config: Config, tmp_path: Path) -> Batch:
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(tiny_config))
+    prepare.main(["--config", str(path)])
+    lists = PreparedLists(Path(tiny_config.data.prepared))
+    return next(batches(lists, seed=0, global_batch_size=16, pool_size=8, start_step=0))
+
+
+def gradients(config: Config, batch: Batch, mesh: Mesh) -> tuple[float, dict[str, np.ndarray]]:
+    contract = resolve_contract(config)
+    structure, params = split_model(load_model(config.model, contract))
+    state = initial_state(params, make_optimizer(config.optimizer, 10), mesh)
+    loss = make_pool_loss(structure, config, contract, mesh)
+    pool = jax.tree.map(lambda leaf: leaf[0], to_devices(batch, mesh))
+    grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, _), grads = grad(state.params, state.step, pool)
+    return float(value), jax.device_get(grads)
+
+
+def worst_leaf(got: dict, expected: dict) -> float:
+    """Largest |difference| of a leaf in units of max(|leaf|, floor of the global norm)."""
+    norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in expected.values()))
+    return max(
+        np.linalg.norm(got[name] - leaf) / max(np.linalg.norm(leaf), GRADIENT_FLOOR * norm)
+        for name, leaf in expected.items()
+    )
+
+
+def with_loss(config: Config, name: str, dropout: float = 0.0) -> Config:
+    return config.model_copy(
+        update={
+            "loss": config.loss.model_copy(update=LOSSES[name]),
+            "model": config.model.model_copy(update={"dropout": dropout}),
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss", "layout", "dropout"),
+    [
+        ("wasserstein", "data 8", 0.0),
+        ("wasserstein", "fsdp 8", 0.1),
+        ("gaussian", "data 2 x fsdp 4", 0.0),
+        ("gaussian", "data 8", 0.1),
+        ("infonce", "fsdp 8", 0.0),
+        ("infonce", "data 2 x fsdp 4", 0.1),
+    ],
+)
+def test_eight_devices_give_the_gradient_of_one(
+    tiny_config: Config, batch: Batch, loss: str, layout: str, dropout: float
+):
+    config = with_loss(tiny_config, loss, dropout)
+    one_loss, one = gradients(config, batch, mesh_of(1, 1))
+    loss_of_eight, eight = gradients(config, batch, mesh_of(*LAYOUTS[layout]))
+    assert loss_of_eight == pytest.approx(one_loss, rel=LOSS_RTOL)
+    assert worst_leaf(eight, one) <= GRADIENT_RTOL
+
+
+def test_the_comparison_notices_a_swapped_grade(tiny_config: Config, batch: Batch):
+    config = with_loss(tiny_config, "wasserstein")
+    _, expected = gradients(config, batch, mesh_of(1, 1))
+    labels = batch.labels.copy()
+    labels[0, 0, :2] = labels[0, 0, 1::-1]
+    _, swapped = gradients(config, batch._replace(labels=labels), mesh_of(8, 1))
+    assert worst_leaf(swapped, expected) > 100 * GRADIENT_RTOL
+
+
+def test_dropout_changes_with_the_step_and_not_with_the_place_in_the_batch(
+    tiny_config: Config, batch: Batch
+):
+    config = with_loss(tiny_config, "wasserstein", dropout=0.1)
+    config = config.model_copy(update={"loss": config.loss.model_copy(update={"scope": "list"})})
+    contract = resolve_contract(config)
+    structure, params = split_model(load_model(config.model, contract))
+    loss = jax.jit(make_pool_loss(structure, config, contract, mesh_of(1, 1)))
+    pool = jax.tree.map(lambda leaf: leaf[0], batch)
+    reversed_pool = jax.tree.map(lambda leaf: leaf[::-1], pool)
+    first, _ = loss(params, 0, pool)
+    assert float(loss(params, 0, reversed_pool)[0]) == pytest.approx(float(first), rel=LOSS_RTOL)
+    assert abs(float(loss(params, 1, pool)[0]) - float(first)) > 1e-3
+
+
+def test_a_step_over_pools_takes_the_mean_gradient(tiny_config: Config, batch: Batch):
+    """Two pools in one step: its loss and gradient norm are those of the pools' mean."""
+    config = with_loss(tiny_config, "gaussian")
+    mesh = mesh_of(1, 1)
+    contract = resolve_contract(config)
+    structure, params = split_model(load_model(config.model, contract))
+    tx = make_optimizer(config.optimizer, 10)
+    pool_loss = make_pool_loss(structure, config, contract, mesh)
+    grad = jax.jit(jax.value_and_grad(pool_loss, has_aux=True))
+    pools = [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in (0, 1)]
+    values = [grad(params, 0, pool) for pool in pools]
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, values[0][1], values[1][1])
+    norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in mean.values()))
+    step = make_train_step(structure, tx, config, contract, mesh)
+    state, metrics = step(initial_state(params, tx, mesh), to_devices(batch, mesh))
+    losses = [float(value[0][0]) for value in values]
+    assert float(metrics["loss"]) == pytest.approx(np.mean(losses), rel=LOSS_RTOL)
+    assert float(metrics["grad_norm"]) == pytest.approx(float(norm), rel=LOSS_RTOL)
+    assert int(state.step) == 1
+
+
+def test_splitting_a_model_and_merging_it_changes_nothing(tiny_config: Config):
+    model = load_model(tiny_config.model, resolve_contract(tiny_config))
+    structure, params = split_model(model)
+    ids = jnp.arange(10, dtype=jnp.int32).reshape(2, 5)
+    mask = jnp.ones((2, 5), bool)
+    np.testing.assert_array_equal(
+        merge_model(structure, params).encode(ids, mask), model.encode(ids, mask)
+    )

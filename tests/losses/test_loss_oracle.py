@@ -1,0 +1,183 @@
+"""Values and gradients against the reference's numbers and against NumPy."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_losses
+import pytest
+from conftest import ORACLES
+
+from synrank_jax.losses import LOSSES
+from synrank_jax.losses.pool import PoolLabels, pool_labels
+
+LEVELS = (-1.0, 0.0, 1.0, 2.0, 3.0)
+KEYS = {"gaussian_wasserstein": "ws2", "listnet_kl": "kl", "infonce": "infonce"}
+CASES = {
+    (case.rsplit("/", 1)[0], name)
+    for case in np.load(ORACLES / "loss" / "oracle.npz").files
+    for name, key in KEYS.items()
+    if case.endswith(f"/{key}")
+}
+
+# The reference adds 1e-15 under a square root, our value does not: up to 6e-7 at Q = 16.
+VALUE_ATOL = {"float64": 1e-6, "float32": 1e-5}
+# Float32 values of the size of 50 carry rounding beyond 1e-5.
+VALUE_RTOL = {"float64": 0.0, "float32": 1e-6}
+GRADIENT_RTOL = {"float64": 1e-5, "float32": 1e-4}
+# There float32 logits / 0.02 are of the size of 100: p itself is 1e-5 off.
+GRADIENT_RTOL_SHARP = {"float64": 1e-5, "float32": 5e-3}
+GRADIENT_ATOL = 1e-8
+# The gradient is 0 as a difference of terms of size 0.1: what is left is float32 rounding, 6.5e-9
+# where this was written, up to 2.7e-8 over 200 such pools.
+GRADIENT_ATOL_PERFECT = 3e-8
+# NumPy against us in float64; the [P, P] matrix roots of the Gaussian cost 1e-8.
+NUMPY_ATOL = {"gaussian_wasserstein": 1e-7}
+NUMPY_ATOL_OTHERS = 1e-10
+
+
+@cache
+def oracle():
+    return dict(np.load(ORACLES / "loss" / "oracle.npz"))
+
+
+@cache
+def value_and_grad(name):
+    def loss(scores, pooled, temperature):
+        return LOSSES[name](scores, *pooled, temperature=temperature, target_temperature=1.0)
+
+    return jax.jit(jax.value_and_grad(loss))
+
+
+def reference_labels(labels, name):
+    """The reference's expansion: in-batch passages at grade 0; InfoNCE's positive in column i L."""
+    ids = jnp.arange(labels.size, dtype=jnp.int32).reshape(labels.shape)
+    where = jnp.ones(labels.shape, bool)
+    pooled = pool_labels(labels, where, ids, in_batch_grade=0.0, in_batch_level=-1.0)
+    if name == "infonce":
+        Q, L = labels.shape
+        first = jnp.arange(Q * L) == L * jnp.arange(Q)[:, None]
+        pooled = pooled._replace(target_where=first)
+    return pooled
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("case", "name"), sorted(CASES))
+def test_agrees_with_the_reference(case, name, dtype):
+    arrays = {key.rsplit("/", 1)[1]: a for key, a in oracle().items() if key.startswith(case + "/")}
+    with jax.enable_x64(dtype == "float64"):
+        scores = jnp.asarray(arrays["logits"], dtype)
+        labels = jnp.asarray(arrays["labels"], dtype)
+        if case.startswith("sp_full_labels"):
+            everything = jnp.ones(labels.shape, bool)
+            pooled = PoolLabels(labels, everything, everything)
+        else:
+            pooled = reference_labels(labels, name)
+        temperature = 1.0 if case.startswith("sp_") else float(case.rsplit("_t", 1)[1])
+        value, gradient = value_and_grad(name)(scores, pooled, temperature)
+        assert value.dtype == gradient.dtype == dtype
+    expected = arrays[KEYS[name]]
+    np.testing.assert_allclose(value, expected, rtol=VALUE_RTOL[dtype], atol=VALUE_ATOL[dtype])
+    if case.startswith("sp_identical_logit_rows"):
+        return  # the gradient is not unique there
+    expected = arrays[f"{KEYS[name]}_grad"]
+    rtol = GRADIENT_RTOL_SHARP[dtype] if "_dot_" in case else GRADIENT_RTOL[dtype]
+    perfect_float32 = case.startswith("sp_perfect") and dtype == "float32"
+    atol = GRADIENT_ATOL_PERFECT if perfect_float32 else GRADIENT_ATOL
+    error = np.linalg.norm(np.asarray(gradient) - expected)
+    assert error <= rtol * np.linalg.norm(expected) + atol
+
+
+def test_the_oracle_covers_each_reference_loss():
+    assert {name for _, name in CASES} == set(KEYS)
+    assert len({case for case, _ in CASES}) == 24
+
+
+SQUARE = [[1, 0, 0.5, -0.5], [0.2, 0.1, 2, 0.3]]
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "temperature", "expected"),
+    [
+        (SQUARE, [[3, 0], [2, 1]], 1.0, 0.19601863668218117),
+        (SQUARE, [[3, 0], [2, 1]], 0.5, 0.1384418833121887),
+        (SQUARE[::-1], [[3, 0], [2, 1]], 1.0, 0.19601863668218117),
+        (
+            [
+                [1.5, 0.2, 0.1, 0, -0.3, 0.4],
+                [0.3, 0.3, 1.1, 0.9, 0, 0.2],
+                [0, -0.1, 0.2, 0.1, 0.8, 1.2],
+            ],
+            [[3, 1], [2, 0], [0, 3]],
+            1.0,
+            0.23476763083282703,
+        ),
+        ([[0.1, 0.2, 0.3, 0.4]], [[3, 2, 1, 0]], 1.0, 0.28109483117791484),
+    ],
+)
+def test_gaussian_wasserstein_golden_values(scores, labels, temperature, expected):
+    with jax.enable_x64(True):
+        pooled = reference_labels(jnp.asarray(labels, jnp.float64), "gaussian_wasserstein")
+        scores = jnp.asarray(scores, jnp.float64)
+        value, _ = value_and_grad("gaussian_wasserstein")(scores, pooled, temperature)
+    assert value == pytest.approx(expected, abs=VALUE_ATOL["float64"])
+
+
+def ragged_pool(in_batch_grade, dtype):
+    """Scores and labels of 5 lists of 4: short lists, an empty one and a shared passage."""
+    rng = np.random.default_rng(0)
+    labels = jnp.asarray(rng.integers(0, 4, (5, 4)), dtype)
+    where = np.ones((5, 4), bool)
+    where[1, 2:] = where[3] = False
+    ids = np.where(where, np.arange(20).reshape(5, 4), -1).astype(np.int32)
+    ids[4, 0] = ids[0, 1]
+    pooled = pool_labels(
+        labels,
+        jnp.asarray(where),
+        jnp.asarray(ids),
+        in_batch_grade=in_batch_grade,
+        in_batch_level=-1.0,
+    )
+    return jnp.asarray(rng.normal(size=(5, 20)), dtype), pooled
+
+
+VARIANTS = {
+    "wasserstein": ("wasserstein", {"levels": LEVELS, "order": 1}),
+    "wasserstein, order 2": ("wasserstein", {"levels": LEVELS, "order": 2}),
+    **{name: (name, {}) for name in LOSSES if name != "wasserstein"},
+}
+
+
+@pytest.mark.parametrize("in_batch_grade", [None, 0.0])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_agrees_with_numpy(variant, in_batch_grade):
+    name, options = VARIANTS[variant]
+    with jax.enable_x64(True):
+        scores, pooled = ragged_pool(in_batch_grade, jnp.float64)
+        value = LOSSES[name](scores, *pooled, temperature=0.3, target_temperature=0.7, **options)
+        arrays = (np.asarray(array) for array in (scores, *pooled))
+    expected = getattr(numpy_losses, name)(*arrays, 0.3, 0.7, **options)
+    assert value == pytest.approx(expected, abs=NUMPY_ATOL.get(name, NUMPY_ATOL_OTHERS))
+
+
+# Central differences with step 1e-6 of float64 values of size 1: rounding 1e-10, curvature 1e-12.
+STEP, DIFFERENCE_ATOL = 1e-6, 1e-8
+
+
+@pytest.mark.parametrize("in_batch_grade", [None, 0.0])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradient_equals_finite_differences(variant, in_batch_grade):
+    name, options = VARIANTS[variant]
+    with jax.enable_x64(True):
+        scores, pooled = ragged_pool(in_batch_grade, jnp.float64)
+        loss = partial(LOSSES[name], temperature=0.3, target_temperature=0.7, **options)
+        gradient = jax.grad(loss)(scores, *pooled)
+        steps = STEP * jnp.eye(scores.size).reshape(-1, *scores.shape)
+        ahead, behind = (
+            jax.jit(jax.vmap(lambda step, sign=sign: loss(scores + sign * step, *pooled)))(steps)
+            for sign in (1, -1)
+        )
+        differences = ((ahead - behind) / (2 * STEP)).reshape(scores.shape)
+    assert np.linalg.norm(gradient) > 0.01
+    np.testing.assert_allclose(gradient, differences, atol=DIFFERENCE_ATOL, rtol=1e-6)

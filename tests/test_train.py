@@ -1,0 +1,218 @@
+"""Training end to end on a tiny model: resume, refusals, and what is written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from synrank_jax import prepare, train
+from synrank_jax.config import Config, to_yaml
+from synrank_jax.contract import CONTRACT_FILE
+from synrank_jax.engine.checkpoint import CHECKPOINTS, load_trained
+from synrank_jax.engine.monitor import NonFiniteError
+from synrank_jax.engine.runfolder import locked
+from synrank_jax.errors import UserError
+from synrank_jax.tracking import read_metrics
+
+# What a record holds beside the clock.
+EXACT = ("step", "loss", "grad_norm", "samples", "tokens", "learning_rate")
+
+
+def prepared(config: Config, tmp_path: Path) -> Path:
+    """Prepare the lists; the path of the configuration as a file."""
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    prepare.main(["--config", str(path)])
+    return path
+
+
+def changed(config: Config, section: str, **values) -> Config:
+    part = getattr(config, section).model_copy(update=values)
+    return config.model_copy(update={section: part})
+
+
+def stream(run: Path) -> list[tuple]:
+    return [tuple(record[name] for name in EXACT) for record in read_metrics(run)]
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    left, right = load_trained(one).params, load_trained(other).params
+    assert left.keys() == right.keys()
+    for name in left:
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def test_six_steps_equal_three_and_three_bit_for_bit(tiny_config: Config, tmp_path: Path):
+    prepared(tiny_config, tmp_path)
+    whole = train.run(tiny_config)
+    other = changed(tiny_config, "train", output=str(tmp_path / "parts"), save_every=3)
+
+    class Stopped(Exception):
+        pass
+
+    def stop_after_step_4(step: int) -> None:
+        if step == 4:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train.run(other, on_step=stop_after_step_4)
+    assert [record["step"] for record in read_metrics(tmp_path / "parts")] == [1, 2, 3, 4]
+    resumed = train.run(other)
+    assert stream(whole.folder) == stream(resumed.folder)
+    assert_same_weights(whole.folder, resumed.folder)
+
+
+def test_a_finished_run_is_left_alone(tiny_config: Config, tmp_path: Path):
+    prepared(tiny_config, tmp_path)
+    first = train.run(tiny_config)
+    before = (first.folder / "metrics.jsonl").read_bytes()
+    train.run(tiny_config)
+    assert (first.folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_training_lowers_the_loss(tiny_config: Config, tmp_path: Path):
+    prepared(tiny_config, tmp_path)
+    longer = changed(tiny_config, "train", steps=20, save_every=None)
+    losses = [record["loss"] for record in read_metrics(train.run(longer).folder)]
+    assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"gaussian_wasserstein": 1.0, "in_batch_grade": 0.0},
+        {"infonce": 1.0, "scope": "list"},
+        {"listnet_kl": 1.0, "wasserstein": 0.5},
+    ],
+    ids=lambda loss: next(iter(loss)),
+)
+def test_every_loss_trains_in_pools(tiny_config: Config, tmp_path: Path, loss: dict):
+    prepared(tiny_config, tmp_path)
+    config = changed(tiny_config, "loss", **{"wasserstein": 0.0, **loss})
+    config = changed(config, "train", steps=2, global_batch_size=16, pool_size=8)
+    record = read_metrics(train.run(config).folder)[-1]
+    assert np.isfinite(record["loss"])
+    assert record["grad_norm"] > 0
+    assert record["lists"] == 16
+    assert set(config.loss.weights()) <= record.keys()
+    if "gaussian_wasserstein" in loss:
+        assert -1 <= record["alignment"] <= 1
+
+
+def test_run_folder_holds_config_contract_and_checkpoints(tiny_config: Config, tmp_path: Path):
+    prepared(tiny_config, tmp_path)
+    folder = train.run(tiny_config).folder
+    trained = load_trained(folder)
+    assert trained.config == tiny_config
+    assert trained.step == 6
+    assert (folder / "config.yaml").read_text() == to_yaml(tiny_config)
+    stored = json.loads((folder / CONTRACT_FILE).read_text())
+    assert stored == trained.contract.model_dump()
+    assert sorted(path.name for path in (folder / CHECKPOINTS).iterdir()) == ["4", "6"]
+
+
+def test_dry_run_compiles_and_writes_nothing(tiny_config: Config, tmp_path: Path, capsys):
+    path = prepared(tiny_config, tmp_path)
+    train.main(["--config", str(path), "--dry-run"])
+    assert "MiB temporaries" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_under_another_configuration_names_the_fields(tiny_config: Config, tmp_path: Path):
+    prepared(tiny_config, tmp_path)
+    train.run(changed(tiny_config, "train", steps=6))
+    other = changed(changed(tiny_config, "loss", temperature=0.1), "train", seed=7, log_every=3)
+    with pytest.raises(UserError) as caught:
+        train.run(other)
+    message = str(caught.value)
+    assert "loss.temperature: 0.05 there, 0.1 now" in message
+    assert "train.seed: 0 there, 7 now" in message
+    assert "log_every" not in message
+
+
+def test_resuming_on_other_lists_is_refused(tiny_config: Config, tmp_path: Path):
+    path = prepared(tiny_config, tmp_path)
+    train.run(tiny_config)
+    subset = tmp_path / "subset.txt"
+    subset.write_text("".join(f"q{number}\n" for number in range(12)))
+    sources = f"[{{path: {tiny_config.data.sources[0].path}, queries: {subset}}}]"
+    prepare.main(["--config", str(path), "--overwrite", "--set", f"data.sources={sources}"])
+    with pytest.raises(UserError, match="prepared again with other content"):
+        train.run(tiny_config)
+
+
+def test_a_run_folder_in_use_is_refused(tiny_config: Config, tmp_path: Path):
+    prepared(tiny_config, tmp_path)
+    with locked(tmp_path / "run"), pytest.raises(UserError, match=r"in use by process \d+"):
+        train.run(tiny_config)
+
+
+def test_a_non_finite_loss_stops_and_names_the_window(tiny_config: Config, tmp_path: Path):
+    prepared(tiny_config, tmp_path)
+    wild = changed(tiny_config, "optimizer", learning_rate=1e30, clip_norm=None)
+    wild = changed(wild, "train", log_every=4, save_every=None)
+    with pytest.raises(NonFiniteError, match=r"step \d \(window 1 to 4\).*checkpoint"):
+        train.run(wild)
+    assert not list((tmp_path / "run" / CHECKPOINTS).iterdir())
+
+
+def test_shards_of_another_contract_are_refused(tiny_config: Config, tmp_path: Path):
+    prepared(tiny_config, tmp_path)
+    other = changed(tiny_config, "encoding", passage_length=24)
+    with pytest.raises(UserError, match=r"passage_length: 32 in .*lists.*24 in this configuration"):
+        train.run(other)
+
+
+def test_a_batch_the_devices_do_not_divide_is_refused(tiny_config: Config, tmp_path: Path):
+    prepared(tiny_config, tmp_path)
+    with pytest.raises(UserError, match=r"12 is not divisible by the 8 devices.*8 or 16"):
+        train.run(changed(tiny_config, "train", global_batch_size=12))
+
+
+def test_a_damaged_shard_is_named(tiny_config: Config, tmp_path: Path):
+    prepared(tiny_config, tmp_path)
+    (shard,) = (tmp_path / "lists").glob("*.tfrecord-*")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=shard.name):
+        train.run(tiny_config)
+
+
+def test_mixed_precision_keeps_weights_and_loss_in_float32(tiny_config: Config, tmp_path: Path):
+    prepared(tiny_config, tmp_path)
+    config = changed(tiny_config, "model", compute_dtype="bfloat16")
+    finished = train.run(config)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(finished.state.params)}
+    assert dtypes == {np.dtype("float32")}
+    # Scores are differences of bfloat16 hidden states: 8 bits of mantissa over two layers.
+    exact = train.run(changed(tiny_config, "train", output=str(tmp_path / "exact")))
+    first, exact_first = read_metrics(finished.folder)[0], read_metrics(exact.folder)[0]
+    assert first["loss"] == pytest.approx(exact_first["loss"], rel=0.05)
+    assert first["loss"] != exact_first["loss"]
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_kill_9_then_the_same_command_equals_an_uninterrupted_run(
+    tiny_config: Config, tmp_path: Path, step: int
+):
+    config = changed(tiny_config, "train", save_every=1)
+    path = prepared(config, tmp_path)
+    whole = train.run(changed(config, "train", output=str(tmp_path / "whole")))
+    killed = (
+        "import os, signal, sys\n"
+        "from synrank_jax import train\n"
+        "from synrank_jax.config import load_config\n"
+        f"kill = lambda step: step == {step} and os.kill(os.getpid(), signal.SIGKILL)\n"
+        "train.run(load_config(sys.argv[1]), on_step=kill)\n"
+    )
+    process = subprocess.run([sys.executable, "-c", killed, str(path)], check=False)
+    assert process.returncode == -9
+    command = [sys.executable, "-m", "synrank_jax.train", "--config", str(path)]
+    subprocess.run(command, check=True)
+    assert stream(whole.folder) == stream(tmp_path / "run")
+    assert_same_weights(whole.folder, tmp_path / "run")
