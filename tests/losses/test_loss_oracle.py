@@ -37,55 +37,83 @@ NUMPY_ATOL = {"gaussian_wasserstein": 1e-7}
 NUMPY_ATOL_OTHERS = 1e-10
 
 
+LIST_SIZE = 7  # of the longest lists in the oracle
+
+
 @cache
 def oracle():
     return dict(np.load(ORACLES / "loss" / "oracle.npz"))
 
 
+@jax.jit
+def values_and_grads(scores, pooled, temperature):
+    """Of all reference losses at once, {name: (value, gradient)}."""
+
+    def value_and_grad(name, target_where):
+        def loss(scores):
+            masks = pooled.where, target_where
+            temperatures = {"temperature": temperature, "target_temperature": 1.0}
+            return LOSSES[name](scores, pooled.labels, *masks, **temperatures)
+
+        return jax.value_and_grad(loss)(scores)
+
+    # The oracle's InfoNCE has column i L as the positive, whatever its grade.
+    Q, P = scores.shape
+    first = jnp.arange(P) == P // Q * jnp.arange(Q)[:, None]
+    return {
+        name: value_and_grad(name, first if name == "infonce" else pooled.target_where)
+        for name in KEYS
+    }
+
+
+def pool_at_grade_0(labels, where):
+    """The reference's expansion of graded lists: in-batch passages count as grade 0."""
+    ids = jnp.where(where, jnp.arange(labels.size, dtype=jnp.int32).reshape(labels.shape), -1)
+    return pool_labels(labels, where, ids, in_batch_grade=0.0, in_batch_level=-1.0)
+
+
 @cache
-def value_and_grad(name):
-    def loss(scores, pooled, temperature):
-        return LOSSES[name](scores, *pooled, temperature=temperature, target_temperature=1.0)
+def reference_run(case, dtype):
+    """Our numbers for one case of the oracle, gradients in its layout."""
+    arrays = {name: oracle()[f"{case}/{name}"] for name in ("logits", "labels")}
+    Q, P = arrays["logits"].shape
+    L = P // Q
+    pad = ((0, 0), (0, 0), (0, LIST_SIZE - L))
 
-    return jax.jit(jax.value_and_grad(loss))
+    def padded(array):
+        return np.pad(array.reshape(Q, -1, L), pad).reshape(Q, -1)
 
-
-def reference_labels(labels, name):
-    """The reference's expansion: in-batch passages at grade 0; InfoNCE's positive in column i L."""
-    ids = jnp.arange(labels.size, dtype=jnp.int32).reshape(labels.shape)
-    where = jnp.ones(labels.shape, bool)
-    pooled = pool_labels(labels, where, ids, in_batch_grade=0.0, in_batch_level=-1.0)
-    if name == "infonce":
-        Q, L = labels.shape
-        first = jnp.arange(Q * L) == L * jnp.arange(Q)[:, None]
-        pooled = pooled._replace(target_where=first)
-    return pooled
+    with jax.enable_x64(dtype == "float64"):
+        labels = jnp.asarray(padded(arrays["labels"]), dtype)
+        where = jnp.asarray(padded(np.ones_like(arrays["labels"], bool)))
+        full = labels.shape[1] > LIST_SIZE
+        pooled = PoolLabels(labels, where, where) if full else pool_at_grade_0(labels, where)
+        temperature = 1.0 if case.startswith("sp_") else float(case.rsplit("_t", 1)[1])
+        results = values_and_grads(
+            jnp.asarray(padded(arrays["logits"]), dtype), pooled, temperature
+        )
+    return {
+        name: (value, np.asarray(gradient).reshape(Q, Q, LIST_SIZE))
+        for name, (value, gradient) in results.items()
+    }
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize(("case", "name"), sorted(CASES))
 def test_agrees_with_the_reference(case, name, dtype):
-    arrays = {key.rsplit("/", 1)[1]: a for key, a in oracle().items() if key.startswith(case + "/")}
-    with jax.enable_x64(dtype == "float64"):
-        scores = jnp.asarray(arrays["logits"], dtype)
-        labels = jnp.asarray(arrays["labels"], dtype)
-        if case.startswith("sp_full_labels"):
-            everything = jnp.ones(labels.shape, bool)
-            pooled = PoolLabels(labels, everything, everything)
-        else:
-            pooled = reference_labels(labels, name)
-        temperature = 1.0 if case.startswith("sp_") else float(case.rsplit("_t", 1)[1])
-        value, gradient = value_and_grad(name)(scores, pooled, temperature)
-        assert value.dtype == gradient.dtype == dtype
-    expected = arrays[KEYS[name]]
+    value, gradient = reference_run(case, dtype)[name]
+    assert value.dtype == gradient.dtype == dtype
+    expected = oracle()[f"{case}/{KEYS[name]}"]
     np.testing.assert_allclose(value, expected, rtol=VALUE_RTOL[dtype], atol=VALUE_ATOL[dtype])
     if case.startswith("sp_identical_logit_rows"):
         return  # the gradient is not unique there
-    expected = arrays[f"{KEYS[name]}_grad"]
+    expected = oracle()[f"{case}/{KEYS[name]}_grad"]
+    Q, L = len(expected), expected.shape[1] // len(expected)
+    assert not gradient[..., L:].any()
     rtol = GRADIENT_RTOL_SHARP[dtype] if "_dot_" in case else GRADIENT_RTOL[dtype]
     perfect_float32 = case.startswith("sp_perfect") and dtype == "float32"
     atol = GRADIENT_ATOL_PERFECT if perfect_float32 else GRADIENT_ATOL
-    error = np.linalg.norm(np.asarray(gradient) - expected)
+    error = np.linalg.norm(gradient[..., :L] - expected.reshape(Q, Q, L))
     assert error <= rtol * np.linalg.norm(expected) + atol
 
 
@@ -118,9 +146,12 @@ SQUARE = [[1, 0, 0.5, -0.5], [0.2, 0.1, 2, 0.3]]
 )
 def test_gaussian_wasserstein_golden_values(scores, labels, temperature, expected):
     with jax.enable_x64(True):
-        pooled = reference_labels(jnp.asarray(labels, jnp.float64), "gaussian_wasserstein")
+        labels = jnp.asarray(labels, jnp.float64)
+        pooled = pool_at_grade_0(labels, jnp.ones(labels.shape, bool))
         scores = jnp.asarray(scores, jnp.float64)
-        value, _ = value_and_grad("gaussian_wasserstein")(scores, pooled, temperature)
+        value = LOSSES["gaussian_wasserstein"](
+            scores, *pooled, temperature=temperature, target_temperature=1.0
+        )
     assert value == pytest.approx(expected, abs=VALUE_ATOL["float64"])
 
 
@@ -149,13 +180,19 @@ VARIANTS = {
 }
 
 
+@cache
+def compiled(variant):
+    name, options = VARIANTS[variant]
+    return jax.jit(partial(LOSSES[name], temperature=0.3, target_temperature=0.7, **options))
+
+
 @pytest.mark.parametrize("in_batch_grade", [None, 0.0])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_agrees_with_numpy(variant, in_batch_grade):
     name, options = VARIANTS[variant]
     with jax.enable_x64(True):
         scores, pooled = ragged_pool(in_batch_grade, jnp.float64)
-        value = LOSSES[name](scores, *pooled, temperature=0.3, target_temperature=0.7, **options)
+        value = compiled(variant)(scores, *pooled)
         arrays = (np.asarray(array) for array in (scores, *pooled))
     expected = getattr(numpy_losses, name)(*arrays, 0.3, 0.7, **options)
     assert value == pytest.approx(expected, abs=NUMPY_ATOL.get(name, NUMPY_ATOL_OTHERS))
@@ -165,19 +202,24 @@ def test_agrees_with_numpy(variant, in_batch_grade):
 STEP, DIFFERENCE_ATOL = 1e-6, 1e-8
 
 
+@cache
+def gradient_and_differences(variant):
+    def both(scores, pooled):
+        def along(step):
+            return compiled(variant)(scores + step.reshape(scores.shape), *pooled)
+
+        steps = STEP * jnp.eye(scores.size)
+        differences = (jax.lax.map(along, steps) - jax.lax.map(along, -steps)) / (2 * STEP)
+        return jax.grad(compiled(variant))(scores, *pooled), differences.reshape(scores.shape)
+
+    return jax.jit(both)
+
+
 @pytest.mark.parametrize("in_batch_grade", [None, 0.0])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradient_equals_finite_differences(variant, in_batch_grade):
-    name, options = VARIANTS[variant]
     with jax.enable_x64(True):
         scores, pooled = ragged_pool(in_batch_grade, jnp.float64)
-        loss = partial(LOSSES[name], temperature=0.3, target_temperature=0.7, **options)
-        gradient = jax.grad(loss)(scores, *pooled)
-        steps = STEP * jnp.eye(scores.size).reshape(-1, *scores.shape)
-        ahead, behind = (
-            jax.jit(jax.vmap(lambda step, sign=sign: loss(scores + sign * step, *pooled)))(steps)
-            for sign in (1, -1)
-        )
-        differences = ((ahead - behind) / (2 * STEP)).reshape(scores.shape)
+        gradient, differences = gradient_and_differences(variant)(scores, pooled)
     assert np.linalg.norm(gradient) > 0.01
     np.testing.assert_allclose(gradient, differences, atol=DIFFERENCE_ATOL, rtol=1e-6)

@@ -1,0 +1,215 @@
+"""What holds for every loss."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as Spec
+
+from synrank_jax.config import LOSS_NAMES
+from synrank_jax.losses import LOSSES, list_loss
+from synrank_jax.losses.pool import pool_labels
+from synrank_jax.losses.rows import as_rows
+
+LEVELS = (-1.0, 0.0, 1.0, 2.0, 3.0)
+VARIANTS = {
+    "wasserstein": ("wasserstein", {"levels": LEVELS, "order": 1}),
+    "wasserstein, order 2": ("wasserstein", {"levels": LEVELS, "order": 2}),
+    **{name: (name, {}) for name in LOSSES if name != "wasserstein"},
+}
+every_loss = pytest.mark.parametrize("variant", VARIANTS)
+PER_LIST = [variant for variant in VARIANTS if variant != "gaussian_wasserstein"]
+
+# Float32 sums taken in another order: a few roundings of 6e-8, on terms up to 10.
+SAME = {"rtol": 2e-6, "atol": 5e-7}
+
+Q, L = 8, 4
+
+
+@cache
+def compiled(variant):
+    """(scores, labels, where, target_where, temperature) -> (value, gradient)."""
+    name, options = VARIANTS[variant]
+
+    def loss(scores, labels, where, target_where, temperature=0.5):
+        temperatures = {"temperature": temperature, "target_temperature": 0.7}
+        return LOSSES[name](scores, labels, where, target_where, **temperatures, **options)
+
+    return jax.jit(jax.value_and_grad(loss))
+
+
+def pool(seed=0, in_batch_grade=None):
+    """(scores, labels, where, target_where) of 8 lists of 4 with one passage per grade."""
+    rng = np.random.default_rng(seed)
+    labels = jnp.asarray(rng.permuted(np.tile([3.0, 2, 1, 0], (Q, 1)), axis=1), jnp.float32)
+    ids = jnp.arange(Q * L, dtype=jnp.int32).reshape(Q, L)
+    pooled = pool_labels(
+        labels,
+        jnp.ones((Q, L), bool),
+        ids,
+        in_batch_grade=in_batch_grade,
+        in_batch_level=-1.0,
+    )
+    return jnp.asarray(rng.normal(size=(Q, Q * L)), jnp.float32), *pooled
+
+
+def assert_same(result, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **SAME), result, expected)
+
+
+def test_the_names_are_those_of_the_configuration():
+    assert tuple(LOSSES) == LOSS_NAMES
+    assert {name for name, _ in VARIANTS.values()} == set(LOSSES)
+
+
+@every_loss
+@pytest.mark.parametrize("scale", [1e-30, 1e4, 1e30])
+def test_extreme_scores_give_finite_values_and_gradients(variant, scale):
+    scores, *rest = pool()
+    value, gradient = compiled(variant)(scale * jnp.sign(scores), *rest)
+    assert jnp.isfinite(value)
+    assert jnp.isfinite(gradient).all()
+
+
+@every_loss
+@pytest.mark.parametrize("grade", [None, 0.0])
+def test_ties_give_finite_values_and_gradients(variant, grade):
+    scores, labels, *masks = pool(in_batch_grade=grade)
+    tied = jnp.where(labels >= 0, 2.0, labels)
+    for tied_labels in (labels, tied):
+        value, gradient = compiled(variant)(jnp.zeros_like(scores), tied_labels, *masks)
+        assert jnp.isfinite(value)
+        assert jnp.isfinite(gradient).all()
+
+
+@every_loss
+def test_one_item_has_nothing_to_learn(variant):
+    scores, labels, _, _ = pool()
+    alone = jnp.zeros(scores.shape, bool).at[0, 3].set(True)
+    value, gradient = compiled(variant)(scores, jnp.maximum(labels, 0), alone, alone)
+    assert value == 0
+    assert not gradient.any()
+
+
+@every_loss
+def test_all_masked_gives_zero_and_zero_gradient(variant):
+    scores, labels, _, _ = pool()
+    nothing = jnp.zeros(scores.shape, bool)
+    value, gradient = compiled(variant)(jnp.full_like(scores, jnp.nan), labels, nothing, nothing)
+    assert value == 0
+    assert not gradient.any()
+
+
+@every_loss
+def test_masked_items_and_queries_equal_their_absence(variant):
+    scores, labels, where, target_where = pool()
+    # Leave out query 2 and the last passage of each list; mask them and fill them with garbage.
+    rows, columns = np.arange(Q) != 2, np.arange(Q * L) % L != L - 1
+    kept = np.ix_(rows, columns)
+    masks = where & np.outer(rows, columns)
+    value, gradient = compiled(variant)(
+        jnp.where(masks, scores, jnp.nan), jnp.where(masks, labels, 9.0), masks, target_where
+    )
+    without = (array[kept] for array in (scores, labels, where, target_where))
+    expected, expected_gradient = compiled(variant)(*without)
+    assert_same((value, gradient[kept]), (expected, expected_gradient))
+    assert not jnp.where(masks, 0, gradient).any()
+
+
+@every_loss
+def test_order_of_the_passages_does_not_matter(variant):
+    arrays = pool()
+    order = np.random.default_rng(1).permutation(Q * L)
+    expected, expected_gradient = compiled(variant)(*arrays)
+    value, gradient = compiled(variant)(*(array[:, order] for array in arrays))
+    assert_same((value, gradient), (expected, expected_gradient[:, order]))
+
+
+@pytest.mark.parametrize("variant", PER_LIST)
+def test_a_per_list_loss_lets_each_row_order_its_passages(variant):
+    arrays = pool()
+    order = np.random.default_rng(1).permuted(np.tile(np.arange(Q * L), (Q, 1)), axis=1)
+    value, _ = compiled(variant)(*(jnp.take_along_axis(array, order, 1) for array in arrays))
+    assert_same(value, compiled(variant)(*arrays)[0])
+
+
+@every_loss
+def test_vmap_over_pools_equals_a_loop(variant):
+    pools = [pool(seed=seed) for seed in range(3)]
+    stacked = [jnp.stack(arrays) for arrays in zip(*pools, strict=True)]
+    values, gradients = jax.jit(jax.vmap(compiled(variant)))(*stacked)
+    for arrays, value, gradient in zip(pools, values, gradients, strict=True):
+        assert_same((value, gradient), compiled(variant)(*arrays))
+
+
+@every_loss
+def test_bfloat16_scores_are_computed_in_float32(variant):
+    scores, *rest = pool()
+    half = scores.astype(jnp.bfloat16)
+    value, gradient = compiled(variant)(half, *rest)
+    expected, _ = compiled(variant)(half.astype(jnp.float32), *rest)
+    assert value.dtype == jnp.float32
+    assert value == expected
+    assert gradient.dtype == jnp.bfloat16
+    assert jnp.isfinite(gradient.astype(jnp.float32)).all()
+
+
+def test_masks_default_to_everything_and_to_where():
+    scores, labels, _, _ = pool()
+    rows = as_rows(scores, labels, None, None)
+    assert rows.where.all()
+    assert rows.target_where.all()
+    rows = as_rows(scores, labels, labels > 0, None)
+    assert (rows.target_where == (labels > 0)).all()
+
+
+@every_loss
+def test_temperature_divides_the_scores(variant):
+    arrays = pool()
+    value, gradient = compiled(variant)(*arrays, 0.5)
+    doubled, half_gradient = compiled(variant)(2 * arrays[0], *arrays[1:], 1.0)
+    assert_same((doubled, 2 * half_gradient), (value, gradient))
+
+
+@every_loss
+def test_eight_devices_compute_what_one_computes(variant):
+    arrays = pool()
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    sharded = jax.device_put(arrays, NamedSharding(mesh, Spec("data")))
+    assert_same(compiled(variant)(*sharded), compiled(variant)(*arrays))
+
+
+def test_list_loss_is_the_weighted_sum_and_reports_the_parts():
+    arrays = pool()
+    weights = {"wasserstein": 0.5, "gaussian_wasserstein": 10.0, "listnet_kl": 2.0, "infonce": 0.1}
+    total, metrics = list_loss(
+        *arrays,
+        weights=weights,
+        temperature=0.5,
+        target_temperature=0.7,
+        levels=LEVELS,
+        wasserstein_order=2,
+    )
+    expected = {
+        name: compiled("wasserstein, order 2" if name == "wasserstein" else name)(*arrays)[0]
+        for name in weights
+    }
+    assert_same({name: metrics[name] for name in weights}, expected)
+    assert_same(total, sum(weights[name] * expected[name] for name in weights))
+    assert set(metrics) == {*weights, "alignment"}
+
+
+def test_list_loss_computes_only_what_has_a_weight():
+    total, metrics = list_loss(
+        *pool(),
+        weights={"infonce": 2.0},
+        temperature=0.5,
+        target_temperature=0.7,
+        levels=LEVELS,
+        wasserstein_order=1,
+    )
+    assert set(metrics) == {"infonce"}
+    assert total == 2 * metrics["infonce"]

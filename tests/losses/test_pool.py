@@ -1,0 +1,106 @@
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from synrank_jax.losses import LOSSES
+from synrank_jax.losses.pool import own_list_target_mass, pool_labels, target_distribution
+
+# Two lists of 3. Passage 7 stands in both; the second list has only two passages.
+LABELS = jnp.array([[3.0, 1.0, 0.0], [2.0, 0.0, 0.0]])
+WHERE = jnp.array([[True, True, True], [True, True, False]])
+IDS = jnp.array([[5, 7, 6], [8, 7, -1]], jnp.int32)
+
+
+def pooled(in_batch_grade, labels=LABELS, where=WHERE, ids=IDS):
+    return pool_labels(labels, where, ids, in_batch_grade=in_batch_grade, in_batch_level=-1.0)
+
+
+def test_in_batch_passages_stand_at_the_level_without_target_mass():
+    result = pooled(None)
+    assert result.labels.tolist() == [[3, 1, 0, -1, -1, -1], [-1, -1, -1, 2, 0, 0]]
+    assert result.target_where.astype(int).tolist() == [[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 0]]
+
+
+def test_an_in_batch_grade_carries_target_mass():
+    result = pooled(0.5)
+    assert result.labels.tolist() == [[3, 1, 0, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, 2, 0, 0]]
+    assert (result.target_where == result.where).all()
+
+
+@pytest.mark.parametrize("in_batch_grade", [None, 0.0])
+def test_repeated_and_masked_passages_take_no_part(in_batch_grade):
+    # Row 0: the second list's passage 7 is its own; row 1: the first list's. The last is padding.
+    expected = [[1, 1, 1, 1, 0, 0], [1, 0, 1, 1, 1, 0]]
+    assert pooled(in_batch_grade).where.astype(int).tolist() == expected
+
+
+def test_a_passage_twice_in_the_own_list_stays():
+    result = pooled(None, ids=IDS.at[0, 0].set(7))
+    assert result.where[0].astype(int).tolist() == [1, 1, 1, 1, 0, 0]
+
+
+def test_a_query_without_list_takes_no_part():
+    result = pooled(0.0, where=WHERE.at[0].set(False))
+    assert not result.where[0].any()
+    assert result.where[1].astype(int).tolist() == [0, 0, 0, 1, 1, 0]
+
+
+@cache
+def gradient_of(name):
+    options = {"levels": (-1.0, 0.0, 1.0, 2.0, 3.0)} if name == "wasserstein" else {}
+    loss = partial(LOSSES[name], temperature=0.5, target_temperature=1.0, **options)
+    return jax.jit(jax.grad(loss))
+
+
+@pytest.mark.parametrize("in_batch_grade", [None, 0.0])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_repeated_passage_is_never_a_negative(name, in_batch_grade):
+    scores = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6)), jnp.float32)
+
+    def gradient(ids):
+        return gradient_of(name)(scores, *pooled(in_batch_grade, ids=ids))
+
+    repeated, distinct = gradient(IDS), gradient(IDS.at[1, 1].set(9))
+    assert repeated[0, 4] == repeated[1, 1] == 0
+    assert distinct[0, 4] != 0
+    assert distinct[1, 1] != 0
+
+
+def test_target_is_the_softmax_of_the_grades():
+    result = pooled(None)
+    log_t, t = target_distribution(result.labels, result.target_where, 0.5)
+    e = np.exp([6.0, 2.0, 0.0])
+    np.testing.assert_allclose(t[0], [*e / e.sum(), 0, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(log_t[0, :3], np.log(e / e.sum()), rtol=1e-6)
+    np.testing.assert_allclose(t.sum(axis=1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("Q", [2, 16, 64])
+def test_own_list_target_mass_falls_with_the_pool_unless_in_batch_has_none(Q):
+    labels = jnp.tile(jnp.array([3.0, 2.0, 1.0, 0.0]), (Q, 1))
+    ids = jnp.arange(4 * Q, dtype=jnp.int32).reshape(Q, 4)
+    where = jnp.ones((Q, 4), bool)
+    own = np.exp([3, 2, 1, 0]).sum()
+    graded = own_list_target_mass(pooled(0.0, labels, where, ids), 1.0)
+    assert graded == pytest.approx(own / (own + 4 * (Q - 1)), rel=1e-5)
+    assert own_list_target_mass(pooled(None, labels, where, ids), 1.0) == pytest.approx(1, rel=1e-6)
+
+
+def test_own_list_target_mass_skips_queries_without_list():
+    mass = own_list_target_mass(pooled(None, where=WHERE.at[0].set(False)), 1.0)
+    assert mass == pytest.approx(1, rel=1e-6)
+
+
+def test_memory_grows_with_queries_times_passages_only():
+    Q, L = 64, 16
+    arguments = (
+        jax.ShapeDtypeStruct((Q, L), jnp.float32),
+        jax.ShapeDtypeStruct((Q, L), jnp.bool_),
+        jax.ShapeDtypeStruct((Q, L), jnp.int32),
+    )
+    compiled = jax.jit(lambda *arrays: pooled(None, *arrays)).lower(*arguments).compile()
+    # A [Q, P, L] or [P, P] array of bytes would be 16 times Q P.
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * Q * (Q * L)
