@@ -9,9 +9,7 @@ COMMANDS = ("prepare", "train", "export", "evaluate", "quickstart")
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
 
 
 def test_importing_the_package_loads_no_framework():

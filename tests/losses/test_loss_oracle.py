@@ -66,31 +66,32 @@ def values_and_grads(scores, pooled, temperature):
     }
 
 
+@jax.jit
 def pool_at_grade_0(labels, where):
     """The reference's expansion of graded lists: in-batch passages count as grade 0."""
     ids = jnp.where(where, jnp.arange(labels.size, dtype=jnp.int32).reshape(labels.shape), -1)
     return pool_labels(labels, where, ids, in_batch_grade=0.0, in_batch_level=-1.0)
 
 
-@cache
-def reference_run(case, dtype):
-    """Our numbers for one case of the oracle, gradients in its layout."""
-    arrays = {name: oracle()[f"{case}/{name}"] for name in ("logits", "labels")}
-    Q, P = arrays["logits"].shape
+def reference_run(scores, labels, temperature, dtype):
+    """Our {name: (value, gradient [Q, Q, LIST_SIZE])}; lists are padded to LIST_SIZE.
+
+    Padding saves compilations and puts the masks to work.
+    """
+    Q, P = scores.shape
     L = P // Q
-    pad = ((0, 0), (0, 0), (0, LIST_SIZE - L))
 
     def padded(array):
-        return np.pad(array.reshape(Q, -1, L), pad).reshape(Q, -1)
+        lists = array.reshape(Q, -1, L)
+        return np.pad(lists, ((0, 0), (0, 0), (0, LIST_SIZE - L))).reshape(Q, -1)
 
     with jax.enable_x64(dtype == "float64"):
-        labels = jnp.asarray(padded(arrays["labels"]), dtype)
-        where = jnp.asarray(padded(np.ones_like(arrays["labels"], bool)))
-        full = labels.shape[1] > LIST_SIZE
-        pooled = PoolLabels(labels, where, where) if full else pool_at_grade_0(labels, where)
-        temperature = 1.0 if case.startswith("sp_") else float(case.rsplit("_t", 1)[1])
+        grades = jnp.asarray(padded(labels), dtype)
+        where = jnp.asarray(padded(np.ones_like(labels, bool)))
+        graded_lists = labels.shape[1] == L
+        pooled = pool_at_grade_0(grades, where) if graded_lists else (grades, where, where)
         results = values_and_grads(
-            jnp.asarray(padded(arrays["logits"]), dtype), pooled, temperature
+            jnp.asarray(padded(scores), dtype), PoolLabels(*pooled), temperature
         )
     return {
         name: (value, np.asarray(gradient).reshape(Q, Q, LIST_SIZE))
@@ -98,10 +99,17 @@ def reference_run(case, dtype):
     }
 
 
+@cache
+def oracle_run(case, dtype):
+    temperature = 1.0 if case.startswith("sp_") else float(case.rsplit("_t", 1)[1])
+    scores, labels = oracle()[f"{case}/logits"], oracle()[f"{case}/labels"]
+    return reference_run(scores, labels, temperature, dtype)
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize(("case", "name"), sorted(CASES))
 def test_agrees_with_the_reference(case, name, dtype):
-    value, gradient = reference_run(case, dtype)[name]
+    value, gradient = oracle_run(case, dtype)[name]
     assert value.dtype == gradient.dtype == dtype
     expected = oracle()[f"{case}/{KEYS[name]}"]
     np.testing.assert_allclose(value, expected, rtol=VALUE_RTOL[dtype], atol=VALUE_ATOL[dtype])
@@ -145,13 +153,8 @@ SQUARE = [[1, 0, 0.5, -0.5], [0.2, 0.1, 2, 0.3]]
     ],
 )
 def test_gaussian_wasserstein_golden_values(scores, labels, temperature, expected):
-    with jax.enable_x64(True):
-        labels = jnp.asarray(labels, jnp.float64)
-        pooled = pool_at_grade_0(labels, jnp.ones(labels.shape, bool))
-        scores = jnp.asarray(scores, jnp.float64)
-        value = LOSSES["gaussian_wasserstein"](
-            scores, *pooled, temperature=temperature, target_temperature=1.0
-        )
+    results = reference_run(np.array(scores), np.array(labels), temperature, "float64")
+    value, _ = results["gaussian_wasserstein"]
     assert value == pytest.approx(expected, abs=VALUE_ATOL["float64"])
 
 

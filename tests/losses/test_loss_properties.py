@@ -31,14 +31,15 @@ Q, L = 8, 4
 
 @cache
 def compiled(variant):
-    """(scores, labels, where, target_where, temperature) -> (value, gradient)."""
+    """(scores, labels, where, target_where, temperature=0.5) -> (value, gradient)."""
     name, options = VARIANTS[variant]
 
-    def loss(scores, labels, where, target_where, temperature=0.5):
+    def loss(scores, labels, where, target_where, temperature):
         temperatures = {"temperature": temperature, "target_temperature": 0.7}
         return LOSSES[name](scores, labels, where, target_where, **temperatures, **options)
 
-    return jax.jit(jax.value_and_grad(loss))
+    value_and_grad = jax.jit(jax.value_and_grad(loss))
+    return lambda *arrays, temperature=0.5: value_and_grad(*arrays, temperature)
 
 
 def pool(seed=0, in_batch_grade=None):
@@ -169,8 +170,8 @@ def test_masks_default_to_everything_and_to_where():
 @every_loss
 def test_temperature_divides_the_scores(variant):
     arrays = pool()
-    value, gradient = compiled(variant)(*arrays, 0.5)
-    doubled, half_gradient = compiled(variant)(2 * arrays[0], *arrays[1:], 1.0)
+    value, gradient = compiled(variant)(*arrays)
+    doubled, half_gradient = compiled(variant)(2 * arrays[0], *arrays[1:], temperature=1.0)
     assert_same((doubled, 2 * half_gradient), (value, gradient))
 
 

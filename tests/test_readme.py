@@ -1,0 +1,61 @@
+"""README.md says what the code does. `python tests/test_readme.py` rewrites the generated table."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from synrank_jax.config import Config, EvaluationConfig, Section, SourceConfig
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+BEGIN, END = "<!-- generated: configuration -->", "<!-- end of generated -->"
+
+
+def sections() -> dict[str, type[Section]]:
+    named = {}
+    for name, field in Config.model_fields.items():
+        named[name] = EvaluationConfig if name == "evaluation" else field.annotation
+        if name == "data":
+            named["data.sources[]"] = SourceConfig
+    return named
+
+
+def reference() -> str:
+    """One row per field: dotted name, default, meaning."""
+    rows = ["| field | default | |", "|---|---|---|"]
+    for prefix, section in sections().items():
+        rows.append(f"| **{prefix}** | | {' '.join((section.__doc__ or '').split())} |")
+        for name, field in section.model_fields.items():
+            default = "required" if field.is_required() else json.dumps(field.default)
+            text = " ".join((field.description or "").split()).replace("|", "\\|")
+            rows.append(f"| `{prefix}.{name}` | `{default}` | {text} |")
+    return "\n".join(rows)
+
+
+def test_the_configuration_table_is_current():
+    text = README.read_text()
+    assert text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip() == reference()
+
+
+def test_every_field_is_described_but_adams_own():
+    bare = [
+        f"{prefix}.{name}"
+        for prefix, section in sections().items()
+        for name, field in section.model_fields.items()
+        if not field.description and field.annotation not in sections().values()
+    ]
+    assert bare == ["optimizer.b1", "optimizer.b2", "optimizer.eps"]
+
+
+@pytest.mark.parametrize(
+    "path", re.findall(r"`((?:configs|synrank_jax|tests)/[\w./]+)`", README.read_text())
+)
+def test_files_named_in_the_readme_exist(path: str):
+    assert (ROOT / path).exists()
+
+
+if __name__ == "__main__":
+    before, rest = README.read_text().split(BEGIN)
+    README.write_text(f"{before}{BEGIN}\n{reference()}\n{END}{rest.split(END)[1]}")
