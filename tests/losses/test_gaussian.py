@@ -13,6 +13,7 @@ Q, L = 6, 4
 LEVELS = (0.0, 1.0, 2.0, 3.0)
 VALUE_ATOL = 2e-7  # float32 differences of terms below 1
 temperatures = {"temperature": 0.5, "target_temperature": 1.0}
+pool_lists = jax.jit(partial(pool_labels, in_batch_grade=0.0, in_batch_level=-1.0))
 transport = jax.jit(partial(gaussian_transport, **temperatures))
 
 
@@ -21,9 +22,7 @@ def full_pool():
     rng = np.random.default_rng(0)
     labels = jnp.asarray(rng.permuted(np.tile([3.0, 2, 1, 0], (Q, 1)), axis=1), jnp.float32)
     ids = jnp.arange(Q * L, dtype=jnp.int32).reshape(Q, L)
-    pooled = pool_labels(
-        labels, jnp.ones((Q, L), bool), ids, in_batch_grade=0.0, in_batch_level=-1.0
-    )
+    pooled = pool_lists(labels, jnp.ones((Q, L), bool), ids)
     return jnp.asarray(rng.normal(size=(Q, Q * L)), jnp.float32), pooled
 
 
@@ -52,15 +51,15 @@ def test_perfect_lists_of_the_wrong_queries_cost_nothing_and_alignment_tells():
 
 def test_alignment_has_no_gradient():
     scores, pooled = full_pool()
-    gradient = jax.grad(lambda scores: transport(scores, *pooled).alignment)(scores)
+    gradient = jax.jit(jax.grad(lambda scores: transport(scores, *pooled).alignment))(scores)
     assert not gradient.any()
 
 
 def test_one_query_leaves_the_gap_of_the_means():
     scores, labels = jnp.array([[0.1, 0.2, 0.3, 0.4]]), jnp.array([[3.0, 2.0, 1.0, 0.0]])
-    value, alignment = gaussian_transport(scores, labels, temperature=1.0, target_temperature=1.0)
+    value, alignment = transport(scores, labels)
     assert alignment == 0
-    gap = jax.nn.softmax(scores) - jax.nn.softmax(labels)
+    gap = jax.nn.softmax(scores / temperatures["temperature"]) - jax.nn.softmax(labels)
     assert value == pytest.approx(float(jnp.sum(gap**2)), rel=1e-6)
 
 

@@ -14,8 +14,12 @@ WHERE = jnp.array([[True, True, True], [True, True, False]])
 IDS = jnp.array([[5, 7, 6], [8, 7, -1]], jnp.int32)
 
 
+compiled = jax.jit(partial(pool_labels, in_batch_level=-1.0), static_argnames="in_batch_grade")
+own_mass = jax.jit(own_list_target_mass)
+
+
 def pooled(in_batch_grade, labels=LABELS, where=WHERE, ids=IDS):
-    return pool_labels(labels, where, ids, in_batch_grade=in_batch_grade, in_batch_level=-1.0)
+    return compiled(labels, where, ids, in_batch_grade=in_batch_grade)
 
 
 def test_in_batch_passages_stand_at_the_level_without_target_mass():
@@ -78,19 +82,19 @@ def test_target_is_the_softmax_of_the_grades():
     np.testing.assert_allclose(t.sum(axis=1), 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("Q", [2, 16, 64])
+@pytest.mark.parametrize("Q", [2, 16])
 def test_own_list_target_mass_falls_with_the_pool_unless_in_batch_has_none(Q):
     labels = jnp.tile(jnp.array([3.0, 2.0, 1.0, 0.0]), (Q, 1))
     ids = jnp.arange(4 * Q, dtype=jnp.int32).reshape(Q, 4)
     where = jnp.ones((Q, 4), bool)
     own = np.exp([3, 2, 1, 0]).sum()
-    graded = own_list_target_mass(pooled(0.0, labels, where, ids), 1.0)
+    graded = own_mass(pooled(0.0, labels, where, ids), 1.0)
     assert graded == pytest.approx(own / (own + 4 * (Q - 1)), rel=1e-5)
-    assert own_list_target_mass(pooled(None, labels, where, ids), 1.0) == pytest.approx(1, rel=1e-6)
+    assert own_mass(pooled(None, labels, where, ids), 1.0) == pytest.approx(1, rel=1e-6)
 
 
 def test_own_list_target_mass_skips_queries_without_list():
-    mass = own_list_target_mass(pooled(None, where=WHERE.at[0].set(False)), 1.0)
+    mass = own_mass(pooled(None, where=WHERE.at[0].set(False)), 1.0)
     assert mass == pytest.approx(1, rel=1e-6)
 
 
@@ -101,6 +105,6 @@ def test_memory_grows_with_queries_times_passages_only():
         jax.ShapeDtypeStruct((Q, L), jnp.bool_),
         jax.ShapeDtypeStruct((Q, L), jnp.int32),
     )
-    compiled = jax.jit(lambda *arrays: pooled(None, *arrays)).lower(*arguments).compile()
+    executable = compiled.lower(*arguments, in_batch_grade=None).compile()
     # A [Q, P, L] or [P, P] array of bytes would be 16 times Q P.
-    assert compiled.memory_analysis().temp_size_in_bytes < 4 * Q * (Q * L)
+    assert executable.memory_analysis().temp_size_in_bytes < 4 * Q * (Q * L)
