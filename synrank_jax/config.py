@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from synrank_jax.errors import UserError
 
-PositiveInt = Annotated[int, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -114,7 +114,7 @@ class LossConfig(Section):
     """Scores are divided by it before the softmax."""
     target_temperature: PositiveFloat = 1.0
     """Grades are divided by it before the softmax that makes the target."""
-    in_batch_grade: float | None = None
+    in_batch_grade: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """Grade of in-batch passages in the target softmax. Null: no target mass on them, and on the
     grade axis they stand one level below the lowest grade."""
     wasserstein_order: Literal[1, 2] = 1
@@ -175,7 +175,7 @@ class TrainConfig(Section):
 
     output: str
     """Run folder: config, metrics, TensorBoard events and checkpoints."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
     """Seeds the order of the lists and dropout."""
     epochs: PositiveFloat | None = None
     """Passes over the lists; exactly one of epochs and steps. Rounded up to whole batches."""
@@ -370,5 +370,13 @@ def to_yaml(config: Config) -> str:
 
 
 def json_schema() -> str:
-    """JSON Schema of the configuration, for editors."""
-    return json.dumps(Config.model_json_schema(), indent=2) + "\n"
+    """JSON Schema of the configuration file, for editors.
+
+    A file with `extends` may leave out whatever the other file says, so nothing is required.
+    """
+    schema = Config.model_json_schema()
+    for section in (schema, *schema["$defs"].values()):
+        section.pop("required", None)
+    text = {"type": "string", "description": "Another configuration file, whose values hold here."}
+    schema["properties"] = {"extends": text, **schema["properties"]}
+    return json.dumps(schema, indent=2) + "\n"

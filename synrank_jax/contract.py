@@ -128,7 +128,16 @@ def contract_of_folder(folder: Path, encoding: EncodingConfig) -> EncodingContra
                 f"encoding.{name}: {values[name]} is more than the encoder's {positions} positions"
             )
     digest = tokenizer_sha256(load_tokenizer(folder))
-    return EncodingContract(**values, tokenizer_sha256=digest)
+    try:
+        return EncodingContract(**values, tokenizer_sha256=digest)
+    except pydantic.ValidationError as error:
+        raise UserError(
+            "\n".join(
+                f"encoding.{item['loc'][0]}: {item['msg']}, got {item['input']!r} "
+                f"(from the config or {folder})"
+                for item in error.errors()
+            )
+        ) from error
 
 
 def declared_encoding(folder: Path) -> dict[str, Any]:
@@ -144,8 +153,8 @@ def declared_encoding(folder: Path) -> dict[str, Any]:
     if not modules_file.is_file():
         return declared
     declared["normalize"] = False
-    for module in json.loads(modules_file.read_text("utf-8")):
-        kind = module["type"].rsplit(".", 1)[-1]
+    for module in _read_json(modules_file, list):
+        kind = str(module["type"]).rsplit(".", 1)[-1]
         if kind == "Pooling":
             declared["pooling"] = _pooling(folder / module["path"] / "config.json")
         elif kind == "Normalize":
@@ -157,14 +166,14 @@ def declared_encoding(folder: Path) -> dict[str, Any]:
             )
     transformer_file = folder / "sentence_bert_config.json"
     if transformer_file.is_file():
-        settings = json.loads(transformer_file.read_text("utf-8"))
+        settings = _read_json(transformer_file, dict)
         if settings.get("do_lower_case"):
             raise UserError(f"{transformer_file}: do_lower_case is not supported")
     # sentence-transformers scores with cosine unless the folder says otherwise.
     declared["similarity"] = "cosine"
     settings_file = folder / "config_sentence_transformers.json"
     if settings_file.is_file():
-        settings = json.loads(settings_file.read_text("utf-8"))
+        settings = _read_json(settings_file, dict)
         similarity = settings.get("similarity_fn_name") or "cosine"
         declared["similarity"] = similarity
         prompts = settings.get("prompts") or {}
@@ -173,9 +182,22 @@ def declared_encoding(folder: Path) -> dict[str, Any]:
     return declared
 
 
+def _read_json(path: Path, kind: type) -> Any:
+    """A JSON file of a model folder, an object or a list as `kind` says."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be read as JSON ({error}); the folder is broken"
+        ) from error
+    if not isinstance(content, kind):
+        raise UserError(f"{path}: expected a {kind.__name__}, got {str(content)[:60]!r}")
+    return content
+
+
 def _pooling(path: Path) -> str | None:
     """`mean` or `cls` of a Pooling module's config; None for any other mode or a mix."""
-    settings = json.loads(path.read_text("utf-8"))
+    settings = _read_json(path, dict)
     if "pooling_mode" in settings:
         modes = settings["pooling_mode"]
         modes = [modes] if isinstance(modes, str) else list(modes)
@@ -193,9 +215,10 @@ def _pooling(path: Path) -> str | None:
 
 def _positions(folder: Path) -> int:
     path = folder / "config.json"
+    content = _read_json(path, dict)
     try:
-        return int(json.loads(path.read_text("utf-8"))["max_position_embeddings"])
-    except (OSError, ValueError, KeyError) as error:
+        return int(content["max_position_embeddings"])
+    except (TypeError, ValueError, KeyError) as error:
         raise UserError(
             f"{path}: not a BERT-family config with max_position_embeddings ({error!r})"
         ) from error

@@ -82,7 +82,7 @@ def read_collection(evaluation: EvaluationConfig) -> ScoredCollection:
     _require_known(qrels, texts, qrels_file, "queries", beir.QUERIES_FILE)
     judged = {doc_id for grades in qrels.values() for doc_id in grades}
     _require_known(sorted(judged), documents, qrels_file, "documents", beir.CORPUS_FILE)
-    qrels = _subset(qrels, evaluation, qrels_file)
+    qrels = _subset(qrels, texts, evaluation, qrels_file)
     for query_id in qrels:
         if not texts[query_id]:
             place = beir.locate_text(folder / beir.QUERIES_FILE, query_id)
@@ -111,9 +111,14 @@ def _require_known(
         )
 
 
-def _subset(qrels: Qrels, evaluation: EvaluationConfig, file: Path) -> Qrels:
+def _subset(qrels: Qrels, texts: dict[str, str], evaluation: EvaluationConfig, file: Path) -> Qrels:
     if evaluation.queries is not None:
-        wanted = beir.read_query_subset(Path(evaluation.queries))
+        wanted = beir.read_query_subset(Path(evaluation.queries).expanduser())
+        if unknown := sorted(wanted - texts.keys()):
+            raise UserError(
+                f"{evaluation.queries}: names {len(unknown)} queries that are not in "
+                f"{beir.QUERIES_FILE} (for example {', '.join(unknown[:3])}); correct the ids"
+            )
         if without := wanted - qrels.keys():
             logger.warning(
                 "%s: %d of %d queries have no judgements in %s and are not scored (for example %s)",

@@ -182,9 +182,9 @@ def write_folder(
 ) -> None:
     """Write weights, tokenizer, modules and contract into an existing folder.
 
-    The module files keep the names and keys that every sentence-transformers version and other
-    servers read. `query_length` and `document_length` are newer (6.1) and written only if the two
-    sides differ; encode_query and encode_document then cut at their own length.
+    The module files keep the older names and keys. `query_length` and `document_length` are written
+    only if the two sides differ; encode_query and encode_document then cut at their own length, and
+    the folder needs sentence-transformers 6.1 (older versions refuse the keys).
     """
     from safetensors.numpy import save_file
 

@@ -111,8 +111,8 @@ def _lengths(contract: EncodingContract) -> str:
     )
     if query != passage:
         text += (
-            f" The two lengths need sentence-transformers 6.1 or newer; plain `encode` cuts after "
-            f"{max(query, passage)}."
+            f" Because the two lengths differ, loading this folder needs sentence-transformers 6.1 "
+            f"or newer; plain `encode` cuts after {max(query, passage)}."
         )
     return text
 

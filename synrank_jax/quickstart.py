@@ -24,6 +24,8 @@ from pathlib import Path
 from synrank_jax.cli import run_command
 from synrank_jax.config import Config, load_config, to_yaml
 from synrank_jax.errors import UserError
+from synrank_jax.evaluate import METRICS_FILE
+from synrank_jax.hub import collection_folder, model_folder
 from synrank_jax.retrieval.report import comparison_table
 from synrank_jax.retrieval.result import EvaluationResult
 
@@ -40,37 +42,60 @@ ZERO_SHOT = "zero-shot"
 class Stage:
     """One public command, what it must leave behind, and what that depends on.
 
-    `inputs` is a hash of code and configuration, `needs` are folders that the command reads.
+    `inputs` is a hash of code and configuration, `needs` are folders that the command reads. Files
+    beside the output say with which of these it was begun and with which content it ended.
     """
 
     command: list[str]
     output: Path
     inputs: str
     needs: tuple[Path, ...] = ()
+    suffix: str = ""
+    """Tells apart two stages that write the same folder."""
 
-    def marker(self) -> Path:
-        """File beside the output that says with which inputs and which content it was made."""
-        return self.output.with_name(self.output.name + ".done")
+    def marker(self, state: str) -> Path:
+        """The file of a state, `begun` or `done`."""
+        return self.output.with_name(f"{self.output.name}{self.suffix}.{state}")
 
     def is_done(self) -> bool:
         """Whether the output is there, made from these inputs, and unaltered since."""
         try:
-            return self.marker().read_text("utf-8") == self._seal()
+            return self.marker("done").read_text("utf-8") == self._seal(self.output)
         except OSError:
             return False
 
     def run(self) -> None:
-        """Run the command and seal its output."""
+        """Run the command and seal its output.
+
+        What a kill left of the same inputs is resumed by the command itself; what was made from
+        other code, settings or data is removed first, lest it be taken for new.
+        """
+        begun = self._seal()
+        try:
+            resumable = self.marker("begun").read_text("utf-8") == begun
+        except OSError:
+            resumable = False
+        if self.output.exists() and not resumable:
+            print(f"\nremoving {self.output}: made from other code, settings or data")
+            shutil.rmtree(self.output)
+        self.marker("begun").parent.mkdir(parents=True, exist_ok=True)
+        self.marker("begun").write_text(begun, "utf-8")
         print("\n$ python " + shlex.join(self.command), flush=True)
         began = time.perf_counter()
         code = subprocess.run([sys.executable, *self.command], check=False).returncode
         if code:
             raise SystemExit(code)
-        self.marker().write_text(self._seal(), "utf-8")
+        self.marker("done").write_text(self._seal(self.output), "utf-8")
         print(f"  ({time.perf_counter() - began:.0f} s)", flush=True)
 
-    def _seal(self) -> str:
-        folders = {str(folder): _folder_sha256(folder) for folder in (*self.needs, self.output)}
+    def forget(self) -> None:
+        """Remove the output and what is known of it."""
+        shutil.rmtree(self.output, ignore_errors=True)
+        for state in ("begun", "done"):
+            self.marker(state).unlink(missing_ok=True)
+
+    def _seal(self, *more: Path) -> str:
+        folders = {str(folder): _folder_sha256(folder) for folder in (*self.needs, *more)}
         return json.dumps({"inputs": self.inputs, "folders": folders})
 
 
@@ -81,9 +106,21 @@ def stages(configs: dict[str, Path]) -> list[Stage]:
     source = _folder_sha256(Path(__file__).parent, "*.py")
     prepare = ["-m", "synrank_jax.prepare", "--config", _shown(first_file)]
     zero_shot = _evaluate(first_file, ["--zero-shot"], ZERO_SHOT, _results(first, ZERO_SHOT))
+    model = model_folder(first.model.path, first.model.revision)
+    sources = [collection_folder(item.path, "data.sources.path") for item in first.data.sources]
     made = [
-        Stage(prepare, Path(first.data.prepared), _inputs(source, first, "prepare")),
-        Stage(zero_shot, _results(first, ZERO_SHOT), _inputs(source, first, "zero-shot")),
+        Stage(
+            prepare,
+            Path(first.data.prepared),
+            _inputs(source, first, "prepare"),
+            needs=(model, *sources),
+        ),
+        Stage(
+            zero_shot,
+            _results(first, ZERO_SHOT),
+            _inputs(source, first, "zero-shot"),
+            needs=(model, _collection(first)),
+        ),
     ]
     for label, path in configs.items():
         config = loaded[label]
@@ -100,7 +137,14 @@ def stages(configs: dict[str, Path]) -> list[Stage]:
         made += [
             Stage(train, run, inputs, needs=(lists,)),
             Stage(export, exported, inputs, needs=(run,)),
-            Stage(evaluate, results, inputs, needs=(exported,)),
+            Stage(evaluate, results, inputs, needs=(exported, _collection(config))),
+            Stage(
+                [*export, "--metrics", str(results / METRICS_FILE)],
+                exported,
+                inputs,
+                needs=(run, results),
+                suffix=".card",
+            ),
         ]
     return made
 
@@ -112,7 +156,7 @@ def table(configs: dict[str, Path]) -> str:
     folders = {ZERO_SHOT: _results(first, ZERO_SHOT)}
     folders |= {label: _results(config, label) for label, config in loaded.items()}
     results = [
-        (label, EvaluationResult.read(folder / "metrics.json")) for label, folder in folders.items()
+        (label, EvaluationResult.read(folder / METRICS_FILE)) for label, folder in folders.items()
     ]
     return comparison_table(results)
 
@@ -120,6 +164,12 @@ def table(configs: dict[str, Path]) -> str:
 def _evaluate(config: Path, model: list[str], label: str, output: Path) -> list[str]:
     command = ["-m", "synrank_jax.evaluate", "--config", _shown(config), *model]
     return [*command, "--name", label, "--output", str(output)]
+
+
+def _collection(config: Config) -> Path:
+    if config.evaluation is None:
+        raise UserError("evaluation: the quickstart's configuration needs this section")
+    return collection_folder(config.evaluation.path, "evaluation.path")
 
 
 def _exported(config: Config) -> Path:
@@ -142,12 +192,13 @@ def _inputs(source: str, config: Config, stage: str) -> str:
 
 
 def _folder_sha256(folder: Path, pattern: str = "*") -> str:
-    """Hash over names and contents; run locks and TensorBoard's host-named events are left out."""
+    """Hash over names and contents, without what is no result: locks, events, the model card."""
     if not folder.is_dir():
         raise FileNotFoundError(folder)
     digest = hashlib.sha256()
     for path in sorted(folder.rglob(pattern)):
-        if path.is_file() and path.name != "lock" and "tensorboard" not in path.parts:
+        skipped = path.name in ("lock", "README.md") or "tensorboard" in path.parts
+        if path.is_file() and not skipped:
             digest.update(str(path.relative_to(folder)).encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
@@ -173,8 +224,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     planned = stages(configs)
     if args.fresh:
         for stage in planned:
-            shutil.rmtree(stage.output, ignore_errors=True)
-            stage.marker().unlink(missing_ok=True)
+            stage.forget()
     # Nothing but the installed packages is needed, so nothing may reach for the network.
     os.environ["HF_HUB_OFFLINE"] = "1"
     for stage in planned:

@@ -9,6 +9,7 @@ tensorboard/ and checkpoints/.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from synrank_jax.engine.checkpoint import CHECKPOINTS, Checkpoints
 from synrank_jax.engine.compilation import use_compilation_cache
 from synrank_jax.engine.encoding import load_model
 from synrank_jax.engine.monitor import StepMonitor
+from synrank_jax.engine.preemption import stop_signals
 from synrank_jax.engine.runfolder import (
     check_grades,
     check_same_data,
@@ -119,9 +121,10 @@ def run(
         return None
 
     folder = Path(train.output).expanduser()
-    with locked(folder):
+    with locked(folder), ExitStack() as closing:
         claim(folder, config, contract)
         checkpoints = Checkpoints(folder, config, contract, lists.fingerprint)
+        closing.callback(checkpoints.close)
         done = checkpoints.latest_step() or 0
         if done:
             check_same_data(
@@ -132,32 +135,33 @@ def run(
         else:
             state = initial_state(params, tx, mesh)
         del params
-        log = MetricsLog(folder, done, train.tensorboard)
-        monitor = StepMonitor(log, schedule)
-        try:
-            with _progress(console) as progress:
-                bar = progress.add_task("train", total=steps, completed=done, note="compiling")
-                source = read_from(done)
-                for step in range(done + 1, steps + 1):
-                    began = time.perf_counter()
-                    host_batch, batch = next(source)
-                    wait_s = time.perf_counter() - began
-                    state, metrics = train_step(state, batch)
-                    monitor.add(step, metrics, host_batch, wait_s)
-                    saving = step == steps or (train.save_every and step % train.save_every == 0)
-                    if saving or step % train.log_every == 0:
-                        # Checks that all is finite, so a broken state is never saved.
-                        progress.update(bar, completed=step, note=monitor.flush(done))
-                    if saving:
-                        checkpoints.save(step, state)
-                        done = step
-                    on_step(step)
-        except KeyboardInterrupt:
-            console.print(f"checkpoint of step {done}; the same command resumes after it")
-            raise
-        finally:
-            checkpoints.close()
-            log.close()
+        if done < steps:
+            log = MetricsLog(folder, done, train.tensorboard)
+            closing.callback(log.close)
+            monitor = StepMonitor(log, schedule)
+            stop = closing.enter_context(stop_signals())
+            progress = closing.enter_context(_progress(console))
+            bar = progress.add_task("train", total=steps, completed=done, note="compiling")
+            source = read_from(done)
+        for step in range(done + 1, steps + 1):
+            began = time.perf_counter()
+            host_batch, batch = next(source)
+            wait_s = time.perf_counter() - began
+            state, metrics = train_step(state, batch)
+            monitor.add(step, metrics, host_batch, wait_s)
+            due = train.save_every is not None and step % train.save_every == 0
+            stopping = stop.received is not None
+            saving = due or step == steps or stopping
+            if saving or step % train.log_every == 0:
+                # Checks that all is finite, so a broken state is never saved.
+                progress.update(bar, completed=step, note=monitor.flush(done))
+            if saving:
+                checkpoints.save(step, state)
+                done = step
+            on_step(step)
+            if stopping and step < steps:
+                console.print(f"stopped and saved after step {step}; the same command resumes")
+                raise SystemExit(128 + (stop.received or 0))
     console.print(f"trained {steps} steps; one record per step in {folder / METRICS_FILE}")
     console.print(f"checkpoint of step {steps} in {folder / CHECKPOINTS / str(steps)}")
     return Finished(state, folder, steps)

@@ -36,6 +36,16 @@ def test_a_stage_is_run_again_when_what_it_reads_has_changed(tmp_path: Path):
     assert not second.is_done()
 
 
+def test_what_other_inputs_left_is_removed_and_what_a_kill_left_is_resumed(tmp_path: Path):
+    output = tmp_path / "out"
+    stage(output, "a").run()
+    assert (output / "n").read_text() == "1"
+    stage(output, "a").run()  # the command resumes: it finds its own earlier output
+    assert (output / "n").read_text() == "2"
+    stage(output, "b").run()
+    assert (output / "n").read_text() == "1"
+
+
 def test_a_stage_whose_output_is_gone_is_not_done(tmp_path: Path):
     made = stage(tmp_path / "out")
     made.run()
@@ -54,9 +64,13 @@ def test_a_failing_stage_ends_the_quickstart_with_its_exit_code(tmp_path: Path):
 def test_the_stages_are_the_public_commands_in_order(monkeypatch):
     monkeypatch.chdir(ROOT)
     commands = [stage.command[1].removeprefix("synrank_jax.") for stage in stages(CONFIGS)]
-    assert commands == ["prepare", "evaluate", *["train", "export", "evaluate"] * 2]
-    outputs = [stage.output for stage in stages({**CONFIGS, **FULL_CONFIGS})]
-    assert len(set(outputs)) == len(outputs) == 11
+    assert commands == [
+        "prepare",
+        "evaluate",
+        *["train", "export", "evaluate", "export"] * 2,
+    ]
+    markers = [stage.marker("done") for stage in stages({**CONFIGS, **FULL_CONFIGS})]
+    assert len(set(markers)) == len(markers) == 14
 
 
 def test_all_losses_train_on_the_same_lists_with_the_same_lengths():

@@ -56,6 +56,11 @@ def test_files_named_in_the_readme_exist(path: str):
     assert (ROOT / path).exists()
 
 
+def test_every_module_is_on_the_file_map():
+    modules = {path.name for path in (ROOT / "synrank_jax").glob("*.py")} - {"__init__.py"}
+    assert {name for name in modules if name not in README.read_text()} == set()
+
+
 if __name__ == "__main__":
     before, rest = README.read_text().split(BEGIN)
     README.write_text(f"{before}{BEGIN}\n{reference()}\n{END}{rest.split(END)[1]}")

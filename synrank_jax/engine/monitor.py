@@ -13,9 +13,11 @@ from synrank_jax.errors import UserError
 from synrank_jax.tracking import MetricsLog
 from synrank_jax.types import Batch
 
+CHECKED = ("loss", "grad_norm", "param_norm")
+
 
 class NonFiniteError(UserError):
-    """Loss or gradient norm is no longer a finite number."""
+    """Loss, gradient or weights are no longer finite numbers."""
 
 
 class StepMonitor:
@@ -53,13 +55,14 @@ class StepMonitor:
             values = {name: float(value) for name, value in metrics.items()}
             rate = float(self._schedule(step - 1))
             self._log.write(step, {**values, "learning_rate": rate, **host, **rates})
-            if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            if not all(math.isfinite(values[name]) for name in CHECKED):
                 self._log.flush()
+                found = ", ".join(f"{name} {values[name]}" for name in CHECKED)
                 raise NonFiniteError(
-                    f"step {step} (window {first} to {last}): loss {values['loss']}, gradient norm "
-                    f"{values['grad_norm']}; nothing of this window was saved, the newest "
-                    f"checkpoint is of step {last_checkpoint}. Lower optimizer.learning_rate or "
-                    "raise loss.temperature, and train into another train.output"
+                    f"step {step} (window {first} to {last}): {found}; nothing of this window was "
+                    f"saved, the newest checkpoint is of step {last_checkpoint}. Lower "
+                    "optimizer.learning_rate or raise loss.temperature, and train into another "
+                    "train.output"
                 )
         self._log.flush()
         self._pending.clear()

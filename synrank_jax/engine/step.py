@@ -14,7 +14,7 @@ from synrank_jax.engine.state import Params, TrainState, merge_model
 from synrank_jax.losses import list_loss
 from synrank_jax.losses.pool import PoolLabels, own_list_target_mass, pool_labels
 from synrank_jax.models.dual_encoder import similarity
-from synrank_jax.parallel.mesh import replicated, rows
+from synrank_jax.parallel.mesh import replicated, rows, shard
 from synrank_jax.types import Batch, Tokens
 
 Metrics = dict[str, jax.Array]
@@ -53,8 +53,12 @@ def make_train_step(
         (loss, metrics), grads = jax.tree.map(lambda leaf: leaf / pools, total)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics}
-        return TrainState(params, opt_state, state.step + 1), metrics
+        # The norm of the new weights shows at once whether this update broke them.
+        norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
+        updated = TrainState(params, opt_state, state.step + 1)
+        # The state stays where it was: else the next step is another program.
+        updated = jax.lax.with_sharding_constraint(updated, shard(updated, mesh))
+        return updated, {"loss": loss, **norms, **metrics}
 
     return jax.jit(train_step, donate_argnums=0)
 

@@ -65,9 +65,8 @@ def fsdp_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     if size == 1 or len(shape) < 2 or not divisible:
         return replicated(mesh)
     longest = max(divisible, key=lambda axis: shape[axis])
-    spec: list[str | None] = [None] * len(shape)
-    spec[longest] = "fsdp"
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    # Without trailing Nones, as XLA names the shardings of its results.
+    return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))
 
 
 def shard(tree: object, mesh: Mesh) -> object:

@@ -27,7 +27,7 @@ def test_a_pool_the_devices_do_not_divide_names_sizes_that_would_do():
     ("shape", "spec"),
     [
         ((6, 16), PartitionSpec(None, "fsdp")),
-        ((32, 16), PartitionSpec("fsdp", None)),
+        ((32, 16), PartitionSpec("fsdp")),
         ((7, 5), PartitionSpec()),
         ((16,), PartitionSpec()),
         ((), PartitionSpec()),
