@@ -75,7 +75,8 @@ class Stage:
             resumable = self.marker("begun").read_text("utf-8") == begun
         except OSError:
             resumable = False
-        if self.output.exists() and not resumable:
+        # A stage with a suffix replaces the folder of an earlier stage by itself.
+        if self.output.exists() and not resumable and not self.suffix:
             print(f"\nremoving {self.output}: made from other code, settings or data")
             shutil.rmtree(self.output)
         self.marker("begun").parent.mkdir(parents=True, exist_ok=True)
