@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 CONTRACT_FILE = "encoding_contract.json"
+MODULES_FILE = "modules.json"
+"""Of a sentence-transformers folder: its modules in order."""
 
 
 class EncodingContract(Section):
@@ -149,7 +151,7 @@ def declared_encoding(folder: Path) -> dict[str, Any]:
         UserError: modules.json names a module this library cannot reproduce.
     """
     declared: dict[str, Any] = {"query_prompt": "", "passage_prompt": ""}
-    modules_file = folder / "modules.json"
+    modules_file = folder / MODULES_FILE
     if not modules_file.is_file():
         return declared
     declared["normalize"] = False

@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from synrank_jax.config import Config, EncodingConfig, ModelConfig
 from synrank_jax.contract import (
     CONTRACT_FILE,
+    MODULES_FILE,
     EncodingContract,
     contract_of_folder,
     declared_encoding,
 )
 from synrank_jax.errors import UserError
 from synrank_jax.hub import model_folder
-
-MODULES_FILE = "modules.json"
 
 Backend = Literal["jax", "torch"]
 Side = Literal["query", "passage"]

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from synrank_jax.cli import run_command
 from synrank_jax.contract import (
     CONTRACT_FILE,
+    MODULES_FILE,
     EncodingContract,
     load_tokenizer,
     tokenizer_sha256,
@@ -36,7 +37,6 @@ from synrank_jax.models.dual_encoder import DualEncoder
 from synrank_jax.models.pretrained import WEIGHTS_FILE, export_state_dict, load_encoder
 from synrank_jax.retrieval.result import EvaluationResult
 
-MODULES_FILE = "modules.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",

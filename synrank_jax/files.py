@@ -1,5 +1,6 @@
 """Files that are never seen half-written."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,3 +34,9 @@ def write_text(path: Path, text: str) -> None:
     """`atomic_write` of a whole text in UTF-8."""
     with atomic_write(path) as file:
         file.write(text.encode())
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

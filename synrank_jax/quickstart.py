@@ -25,6 +25,7 @@ from synrank_jax.cli import run_command
 from synrank_jax.config import Config, load_config, to_yaml
 from synrank_jax.errors import UserError
 from synrank_jax.evaluate import METRICS_FILE
+from synrank_jax.files import file_sha256
 from synrank_jax.hub import collection_folder, model_folder
 from synrank_jax.retrieval.report import comparison_table
 from synrank_jax.retrieval.result import EvaluationResult
@@ -201,7 +202,7 @@ def _folder_sha256(folder: Path, pattern: str = "*") -> str:
         skipped = path.name in ("lock", "README.md") or "tensorboard" in path.parts
         if path.is_file() and not skipped:
             digest.update(str(path.relative_to(folder)).encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+            digest.update(file_sha256(path).encode())
     return digest.hexdigest()
 
 

@@ -6,7 +6,6 @@ a whole step to choose the padded shape, but reads only its own records. The man
 last, so a folder without one is not prepared.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
@@ -20,6 +19,7 @@ from synrank_jax.contract import EncodingContract
 from synrank_jax.data.contexts import source_sha256
 from synrank_jax.data.records import TFRecordSource, WrittenFile
 from synrank_jax.errors import UserError
+from synrank_jax.files import file_sha256
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_FILE = "manifest.json"
@@ -194,7 +194,7 @@ def _verify(stamp: FileStamp, folder: Path, checksums: bool) -> None:
             f"{path}: byte {min(size, stamp.bytes)}: the file has {size} bytes, the manifest says "
             f"{stamp.bytes}; prepare the data again with --overwrite"
         )
-    if checksums and _sha256(path) != stamp.sha256:
+    if checksums and file_sha256(path) != stamp.sha256:
         _find_damage(path)
         raise UserError(
             f"{path}: the content is not the prepared one (SHA-256 differs from the manifest); "
@@ -208,8 +208,3 @@ def _find_damage(path: Path) -> None:
         source = TFRecordSource([path])
         for index in range(len(source)):
             source[index]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

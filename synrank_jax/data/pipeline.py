@@ -18,12 +18,10 @@ from synrank_jax.contract import EncodingContract
 from synrank_jax.data.examples import TokenizedList, decode_list
 from synrank_jax.data.manifest import read_lengths, read_manifest, shard_paths, verify_shards
 from synrank_jax.data.records import TFRecordSource
-from synrank_jax.data.tokenize import pad_flat
+from synrank_jax.data.tokenize import pad_flat, padded_length
 from synrank_jax.errors import UserError
 from synrank_jax.types import Batch, Tokens
 
-# Padded lengths are multiples of this, so that XLA compiles few shapes.
-LENGTH_MULTIPLE = 32
 # Decoding holds the interpreter lock, so more threads only add contention.
 READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
@@ -84,7 +82,7 @@ def batches(
 
     Returns:
         Iterator of `Batch` [N, Q / shard_count, ...]; token lengths T are the step's longest text
-        rounded up to a multiple of `LENGTH_MULTIPLE`, at most the contract's length.
+        rounded up (`padded_length`).
 
     Raises:
         UserError: the sizes do not divide.
@@ -166,8 +164,11 @@ class _Steps:
 
 
 def _padded(longest: NDArray[np.int32], contract: EncodingContract) -> tuple[int, int]:
-    query, passage = (-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE).tolist()
-    return min(query, contract.query_length), min(passage, contract.passage_length)
+    query, passage = longest.tolist()
+    return (
+        padded_length(query, contract.query_length),
+        padded_length(passage, contract.passage_length),
+    )
 
 
 def _collate(

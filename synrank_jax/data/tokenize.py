@@ -39,6 +39,18 @@ def tokenize_counting(
     return rows, sum(1 for encoding in encodings if encoding.overflowing)
 
 
+# Token rows are padded to a multiple of this, so that XLA compiles a handful of shapes.
+LENGTH_MULTIPLE = 32
+
+
+def padded_length(longest: int, limit: int) -> int:
+    """T for rows of at most `longest` tokens: a multiple of `LENGTH_MULTIPLE`, at most `limit`.
+
+    `limit` is the contract's length, so T never exceeds the encoder's positions.
+    """
+    return min(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, limit)
+
+
 def pad(
     rows: Sequence[NDArray[np.int32]], length: int, pad_id: int = 0
 ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:

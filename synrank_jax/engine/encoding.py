@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from synrank_jax.config import ModelConfig
 from synrank_jax.contract import EncodingContract, load_tokenizer
-from synrank_jax.data.tokenize import pad, tokenize_texts
+from synrank_jax.data.tokenize import pad, padded_length, tokenize_texts
 from synrank_jax.engine.checkpoint import load_trained
 from synrank_jax.engine.compilation import use_compilation_cache
 from synrank_jax.engine.state import merge_model, split_model
@@ -18,9 +18,6 @@ from synrank_jax.hub import model_folder
 from synrank_jax.models.dual_encoder import DualEncoder
 from synrank_jax.models.pretrained import load_encoder
 from synrank_jax.types import Tokens
-
-# Token rows are padded to a multiple of this, so that XLA compiles a handful of shapes.
-LENGTH_MULTIPLE = 32
 
 
 class JaxEncoder:
@@ -54,15 +51,16 @@ class JaxEncoder:
         by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         starts = range(0, len(rows), self._batch_size)
         blocks = [by_length[start : start + self._batch_size] for start in starts]
-        encoded = [self._encode_block([rows[i] for i in block]) for block in blocks]
+        encoded = [self._encode_block([rows[i] for i in block], length) for block in blocks]
         embeddings = np.concatenate([np.asarray(block) for block in encoded])
         out = np.empty_like(embeddings)
         out[by_length] = embeddings
         return out
 
-    def _encode_block(self, rows: list[npt.NDArray[np.int32]]) -> npt.NDArray[np.float32]:
-        longest = max(len(row) for row in rows)
-        width = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    def _encode_block(
+        self, rows: list[npt.NDArray[np.int32]], length: int
+    ) -> npt.NDArray[np.float32]:
+        width = padded_length(max(len(row) for row in rows), length)
         # A last, smaller block is filled up, so that it needs no compilation of its own.
         filler = [rows[0][:1]] * (self._batch_size - len(rows))
         ids, mask = pad(rows + filler, width)
