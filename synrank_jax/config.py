@@ -9,7 +9,7 @@ import json
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import pydantic
 import yaml
@@ -24,6 +24,9 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 class ModelConfig(Section):
@@ -320,21 +323,34 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def validate_config(values: Any, name: str) -> Config:
     """Validate a nested mapping as a `Config`; `name` says in errors where it came from."""
+    return _validate(Config, values, name)
+
+
+def load_section(section: type[SectionT], path: str | Path) -> SectionT:
+    """Read another typed YAML file, such as an experiment, with the same care as a config.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    return _validate(section, _read_mapping(Path(path)), name=str(path))
+
+
+def _validate(section: type[SectionT], values: Any, name: str) -> SectionT:
     try:
-        return Config.model_validate(values)
+        return section.model_validate(values)
     except pydantic.ValidationError as error:
-        lines = [_explain(item) for item in error.errors(include_url=False)]
+        lines = [_explain(item, section) for item in error.errors(include_url=False)]
         plural = "s" if len(lines) > 1 else ""
         raise UserError(
             f"{name}: {len(lines)} error{plural} in the configuration\n  " + "\n  ".join(lines)
         ) from error
 
 
-def _explain(item: Any) -> str:
+def _explain(item: Any, root: type[BaseModel]) -> str:
     path = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         *parents, wrong = item["loc"]
-        valid = _field_names(parents)
+        valid = _field_names(parents, root)
         near = difflib.get_close_matches(str(wrong), valid, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"valid names: {', '.join(valid)}"
         return f"{path}: no such key (value {item['input']!r}); {hint}"
@@ -349,9 +365,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _field_names(path: Sequence[Any]) -> list[str]:
-    """Names of the fields of the section at `path` (list indices are skipped)."""
-    section: type[BaseModel] = Config
+def _field_names(path: Sequence[Any], root: type[BaseModel]) -> list[str]:
+    """Names of the fields of `root`'s section at `path` (list indices are skipped)."""
+    section = root
     for part in path:
         if isinstance(part, str) and part in section.model_fields:
             section = _section_of(section.model_fields[part].annotation)
