@@ -9,7 +9,7 @@ import json
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import pydantic
 import yaml
@@ -24,6 +24,9 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 class ModelConfig(Section):
@@ -100,25 +103,58 @@ class LossConfig(Section):
 
     wasserstein: NonNegativeFloat = 0.0
     """Weight of optimal transport on the grade axis, per list."""
+    sinkhorn: NonNegativeFloat = 0.0
+    """Weight of the Sinkhorn divergence between prediction and target, per list."""
     gaussian_wasserstein: NonNegativeFloat = 0.0
     """Weight of the squared 2-Wasserstein distance of Gaussians over the pool (the loss of
     arXiv 2503.23239)."""
+    gaussian_paired: NonNegativeFloat = 0.0
+    """Weight of the same with every row held at its own query."""
     listnet_kl: NonNegativeFloat = 0.0
     """Weight of the Kullback-Leibler divergence from the target to the predicted distribution."""
+    listmle: NonNegativeFloat = 0.0
+    """Weight of the Plackett-Luce likelihood of the graded order."""
+    ranknet: NonNegativeFloat = 0.0
+    """Weight of the logistic loss of pairs in the wrong order."""
+    lambdarank: NonNegativeFloat = 0.0
+    """Weight of RankNet with pairs weighted by the nDCG they would change."""
+    approx_ndcg: NonNegativeFloat = 0.0
+    """Weight of a smooth approximation of 1 - nDCG."""
+    soft_rank: NonNegativeFloat = 0.0
+    """Weight of the squared error of soft ranks."""
     infonce: NonNegativeFloat = 0.0
     """Weight of the cross-entropy of the top-grade passage against everything else in its row."""
+    infonce_sampled: NonNegativeFloat = 0.0
+    """Weight of InfoNCE with one random positive per query; its other positives are masked."""
+    margin_mse: NonNegativeFloat = 0.0
+    """Weight of the squared error of score margins against those of teacher scores."""
     scope: Literal["list", "pool"] = "pool"
     """`list`: a query meets only its own list. `pool`: also the passages of the other lists in
     its loss pool."""
     temperature: PositiveFloat = 0.05
     """Scores are divided by it before the softmax."""
+    learn_temperature: bool = False
+    """Train the temperature as a weight, starting from `temperature`; it is saved and exported."""
     target_temperature: PositiveFloat = 1.0
     """Grades are divided by it before the softmax that makes the target."""
     in_batch_grade: float | None = None
     """Grade of in-batch passages in the target softmax. Null: no target mass on them, and on the
     grade axis they stand one level below the lowest grade."""
+    grade_positions: tuple[float, ...] | None = None
+    """Where the levels lie on the grade axis: the in-batch level first if it is a level of its own,
+    then data.grades. Null: at their own values."""
     wasserstein_order: Literal[1, 2] = 1
     """p of the grade-axis transport cost |level - level'|^p."""
+    sinkhorn_cost: Literal["grade", "embedding"] = "grade"
+    """Ground cost of the Sinkhorn divergence: distance of grades, or of passage embeddings."""
+    sinkhorn_epsilon: PositiveFloat = 0.1
+    """Entropic regularisation of the Sinkhorn divergence."""
+    gaussian_group_size: PositiveInt | None = None
+    """Queries per Gaussian; divides the loss pool. Null: the whole pool is one."""
+    gaussian_solver: Literal["svd", "newton_schulz"] = "svd"
+    """How the nuclear norm is computed; newton_schulz uses matmuls only, for accelerators."""
+    positive_grade: PositiveInt = 2
+    """Lowest grade that infonce_sampled draws its positive from."""
 
     def weights(self) -> dict[str, float]:
         """The losses that are on, name -> weight."""
@@ -132,7 +168,21 @@ class LossConfig(Section):
         return self
 
 
-LOSS_NAMES = ("wasserstein", "gaussian_wasserstein", "listnet_kl", "infonce")
+LOSS_NAMES = (
+    "wasserstein",
+    "sinkhorn",
+    "gaussian_wasserstein",
+    "gaussian_paired",
+    "listnet_kl",
+    "listmle",
+    "ranknet",
+    "lambdarank",
+    "approx_ndcg",
+    "soft_rank",
+    "infonce",
+    "infonce_sampled",
+    "margin_mse",
+)
 
 
 class OptimizerConfig(Section):
@@ -320,21 +370,34 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def validate_config(values: Any, name: str) -> Config:
     """Validate a nested mapping as a `Config`; `name` says in errors where it came from."""
+    return _validate(Config, values, name)
+
+
+def load_section(section: type[SectionT], path: str | Path) -> SectionT:
+    """Read another typed YAML file, such as an experiment, with the same care as a config.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    return _validate(section, _read_mapping(Path(path)), name=str(path))
+
+
+def _validate(section: type[SectionT], values: Any, name: str) -> SectionT:
     try:
-        return Config.model_validate(values)
+        return section.model_validate(values)
     except pydantic.ValidationError as error:
-        lines = [_explain(item) for item in error.errors(include_url=False)]
+        lines = [_explain(item, section) for item in error.errors(include_url=False)]
         plural = "s" if len(lines) > 1 else ""
         raise UserError(
             f"{name}: {len(lines)} error{plural} in the configuration\n  " + "\n  ".join(lines)
         ) from error
 
 
-def _explain(item: Any) -> str:
+def _explain(item: Any, root: type[BaseModel]) -> str:
     path = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         *parents, wrong = item["loc"]
-        valid = _field_names(parents)
+        valid = _field_names(parents, root)
         near = difflib.get_close_matches(str(wrong), valid, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"valid names: {', '.join(valid)}"
         return f"{path}: no such key (value {item['input']!r}); {hint}"
@@ -349,9 +412,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _field_names(path: Sequence[Any]) -> list[str]:
-    """Names of the fields of the section at `path` (list indices are skipped)."""
-    section: type[BaseModel] = Config
+def _field_names(path: Sequence[Any], root: type[BaseModel]) -> list[str]:
+    """Names of the fields of `root`'s section at `path` (list indices are skipped)."""
+    section = root
     for part in path:
         if isinstance(part, str) and part in section.model_fields:
             section = _section_of(section.model_fields[part].annotation)

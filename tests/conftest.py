@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from synrank_jax.config import Config
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
-ORACLES = Path(__file__).parent / "oracles"
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -26,8 +26,12 @@ FREE = {
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
+def locked(run: Path, field: str = "train.output") -> Iterator[None]:
     """Hold the run folder; the lock ends with the process, however that ends.
+
+    Args:
+        run: the folder, made if missing.
+        field: what named it, for errors.
 
     Raises:
         UserError: another process holds it, or the folder cannot be written.
@@ -36,15 +40,15 @@ def locked(run: Path) -> Iterator[None]:
         run.mkdir(parents=True, exist_ok=True)
         handle = (run / LOCK_FILE).open("a+")
     except OSError as error:
-        raise UserError(f"train.output {run}: cannot be written ({error})") from error
+        raise UserError(f"{field} {run}: cannot be written ({error})") from error
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             handle.seek(0)
             raise UserError(
-                f"train.output {run}: in use by process {handle.read().strip() or '?'}; "
-                "wait for it, end it, or set another train.output"
+                f"{field} {run}: in use by process {handle.read().strip() or '?'}; "
+                f"wait for it, end it, or set another {field}"
             ) from None
         handle.truncate(0)
         handle.write(str(os.getpid()))

@@ -63,11 +63,7 @@ def make_pool_loss(
     structure: Any, config: Config, contract: EncodingContract, mesh: Mesh
 ) -> Callable[[Params, jax.Array, Batch], tuple[jax.Array, Metrics]]:
     """The loss of one pool as a function of (params, step, pool [Q, ...])."""
-    options = config.loss
-    # In-batch passages without a grade of their own stand one level below the lowest grade.
-    lowest = float(config.data.grades[0]) - 1
-    in_batch_level = lowest if options.in_batch_grade is None else options.in_batch_grade
-    levels = tuple(sorted({in_batch_level, *map(float, config.data.grades)}))
+    score_loss = make_score_loss(config)
 
     def pool_loss(params: Params, step: jax.Array, pool: Batch) -> tuple[jax.Array, Metrics]:
         model = merge_model(structure, params)
@@ -78,6 +74,34 @@ def make_pool_loss(
             query_keys, passage_keys = dropout_keys(config.train.seed, step, pool)
         query = model.encode(*pool.query, query_keys)
         passage = model.encode(*flat, passage_keys)
+        if config.loss.scope == "pool":
+            # Each device scores its own queries against the passages of the whole pool.
+            passage = jax.lax.with_sharding_constraint(passage, replicated(mesh))
+            scores = similarity(query, passage, contract.similarity)
+        else:
+            passage = passage.reshape(count, size, -1)
+            scores = jax.vmap(lambda one, own: similarity(one[None], own, contract.similarity)[0])(
+                query, passage
+            )
+        return score_loss(jax.lax.with_sharding_constraint(scores, rows(mesh)), pool)
+
+    return pool_loss
+
+
+def make_score_loss(config: Config) -> Callable[[jax.Array, Batch], tuple[jax.Array, Metrics]]:
+    """The configured loss of one pool, from its scores on.
+
+    Returns:
+        (scores, pool [Q, ...]) -> (loss, metrics); scores are [Q, P] raw under `scope: pool`, and
+        [Q, L], of the own list only, under `scope: list`.
+    """
+    options = config.loss
+    # In-batch passages without a grade of their own stand one level below the lowest grade.
+    lowest = float(config.data.grades[0]) - 1
+    in_batch_level = lowest if options.in_batch_grade is None else options.in_batch_grade
+    levels = tuple(sorted({in_batch_level, *map(float, config.data.grades)}))
+
+    def score_loss(scores: jax.Array, pool: Batch) -> tuple[jax.Array, Metrics]:
         if options.scope == "pool":
             labels = pool_labels(
                 pool.labels,
@@ -86,16 +110,8 @@ def make_pool_loss(
                 in_batch_grade=options.in_batch_grade,
                 in_batch_level=in_batch_level,
             )
-            # Each device scores its own queries against the passages of the whole pool.
-            passage = jax.lax.with_sharding_constraint(passage, replicated(mesh))
-            scores = similarity(query, passage, contract.similarity)
         else:
             labels = PoolLabels(pool.labels, pool.where, pool.where)
-            passage = passage.reshape(count, size, -1)
-            scores = jax.vmap(lambda one, own: similarity(one[None], own, contract.similarity)[0])(
-                query, passage
-            )
-        scores = jax.lax.with_sharding_constraint(scores, rows(mesh))
         loss, metrics = list_loss(
             scores,
             *labels,
@@ -110,7 +126,7 @@ def make_pool_loss(
             metrics = {**metrics, "own_list_target_mass": mass}
         return loss, metrics
 
-    return pool_loss
+    return score_loss
 
 
 def dropout_keys(seed: int, step: jax.Array, pool: Batch) -> tuple[jax.Array, jax.Array]:

@@ -40,7 +40,7 @@ def comparison_table(results: Sequence[tuple[str, EvaluationResult]]) -> str:
             "the queries,",
             "not corrected for the number of comparisons",
         ]
-    return "\n".join([_heading(baseline), "", *lines, "", *notes])
+    return "\n".join([collection_heading(baseline), "", *lines, "", *notes])
 
 
 def _aligned(rows: Sequence[tuple[str, str, list[str]]], group: int) -> list[str]:
@@ -71,7 +71,8 @@ def _lengths(result: EvaluationResult) -> str:
     return f"{result.contract.query_length}/{result.contract.passage_length}"
 
 
-def _heading(result: EvaluationResult) -> str:
+def collection_heading(result: EvaluationResult) -> str:
+    """One line: collection, split, and how much of it was scored."""
     evaluation = result.evaluation
     subset = f" (only {evaluation.queries})" if evaluation.queries else ""
     excluded = f", {result.excluded_pairs:,} pairs excluded" if result.excluded_pairs else ""

@@ -1,4 +1,4 @@
-"""Is the difference between two systems more than luck? The paired randomisation test."""
+"""Is a difference between systems more than luck? Paired randomisation test, Holm's correction."""
 
 from collections.abc import Mapping
 
@@ -75,6 +75,28 @@ def randomization_test(
         patterns = rng.integers(0, 2, size=(rows, differing.size), dtype=np.int8)
         count += int(np.sum(_flipped_sums(patterns, differing) >= threshold))
     return (1 + count) / (1 + permutations)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """p-values corrected for the number of comparisons, by Holm's step-down procedure.
+
+    With the m p-values in ascending order p_1 <= ... <= p_m, the corrected one is
+    p'_i = max over j <= i of min(1, (m - j + 1) p_j) (Holm, Scandinavian Journal of Statistics
+    6:65-70, 1979). Calling the comparisons with p' <= alpha different keeps the chance of one or
+    more false calls below alpha, however the comparisons depend on each other.
+
+    Args:
+        p_values: comparison -> its p-value; all the comparisons of one family.
+
+    Returns:
+        comparison -> corrected p-value, in the order of `p_values`.
+    """
+    corrected: dict[str, float] = {}
+    highest = 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        corrected[name] = highest
+    return {name: corrected[name] for name in p_values}
 
 
 def _flipped_sums(

@@ -1,22 +1,23 @@
 """Values and gradients against the reference's numbers and against NumPy."""
 
 from functools import cache, partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy_losses
 import pytest
-from conftest import ORACLES
 
 from synrank_jax.losses import LOSSES
 from synrank_jax.losses.pool import PoolLabels, pool_labels
 
+ORACLE = Path(__file__).parents[1] / "oracles" / "loss" / "oracle.npz"
 LEVELS = (-1.0, 0.0, 1.0, 2.0, 3.0)
 KEYS = {"gaussian_wasserstein": "ws2", "listnet_kl": "kl", "infonce": "infonce"}
 CASES = {
     (case.rsplit("/", 1)[0], name)
-    for case in np.load(ORACLES / "loss" / "oracle.npz").files
+    for case in np.load(ORACLE).files
     for name, key in KEYS.items()
     if case.endswith(f"/{key}")
 }
@@ -42,7 +43,7 @@ LIST_SIZE = 7  # of the longest lists in the oracle
 
 @cache
 def oracle():
-    return dict(np.load(ORACLES / "loss" / "oracle.npz"))
+    return dict(np.load(ORACLE))
 
 
 @jax.jit

@@ -1,0 +1,145 @@
+"""One cell of an experiment, done once: train, evaluate, keep the results, drop the checkpoints.
+
+A kill at any moment loses at most the cell under way: an evaluation counts when its metrics.json is
+whole, a training when all evaluations of its model count.
+"""
+
+import functools
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from synrank_jax import prepare, train
+from synrank_jax.contract import contract_of_folder
+from synrank_jax.encoders import load_encoder
+from synrank_jax.engine.checkpoint import CHECKPOINTS
+from synrank_jax.engine.monitor import NonFiniteError
+from synrank_jax.engine.runfolder import CONFIG_FILE, claim
+from synrank_jax.errors import UserError
+from synrank_jax.evaluate import METRICS_FILE, evaluate_collection, read_collection, write_results
+from synrank_jax.experiment import Cell
+from synrank_jax.files import write_text
+from synrank_jax.hub import model_folder
+from synrank_jax.retrieval.result import EvaluationResult
+
+logger = logging.getLogger(__name__)
+
+FAILED_FILE = "failed.txt"
+SECONDS_FILE = "seconds.json"
+TRAINING = "(training)"  # no evaluation can have this name
+
+
+def finished(cell: Cell, evaluation: str) -> EvaluationResult | None:
+    """The result of one evaluation of a cell, None if it has not been made (wholly).
+
+    Raises:
+        UserError: it was made with other evaluation settings.
+    """
+    file = cell.results(evaluation) / METRICS_FILE
+    if not file.exists():
+        return None
+    try:
+        result = EvaluationResult.read(file)
+    except UserError:
+        logger.warning("%s: not whole, so this is evaluated again", file)
+        return None
+    section = cell.evaluations[evaluation]
+    # The collection may have moved; its hash says whether it is the same one.
+    if result.evaluation.model_copy(update={"path": section.path}) != section:
+        raise UserError(
+            f"{file}: made with other evaluation settings than the experiment has now; "
+            f"delete {cell.folder} or choose another --output"
+        )
+    return result
+
+
+def failure(cell: Cell) -> str | None:
+    """Why the cell's training broke off for good; None if it did not."""
+    file = cell.folder / FAILED_FILE
+    return file.read_text("utf-8").strip() if file.exists() else None
+
+
+def seconds(cell: Cell) -> dict[str, float]:
+    """What the finished parts of a cell took: `TRAINING` and the names of its evaluations."""
+    file = cell.folder / SECONDS_FILE
+    if not file.exists():
+        return {}
+    measured: dict[str, float] = json.loads(file.read_text("utf-8"))
+    return measured
+
+
+@contextmanager
+def _timed(cell: Cell, part: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    measured = {**seconds(cell), part: round(time.perf_counter() - began, 1)}
+    write_text(cell.folder / SECONDS_FILE, json.dumps(measured) + "\n")
+
+
+class Runner:
+    """Runs cells in this process, so that collections are read once and programs compiled once.
+
+    Args:
+        evaluations: those whose collections are here.
+    """
+
+    def __init__(self, evaluations: Sequence[str]) -> None:
+        self._evaluations = set(evaluations)
+        self._prepared: set[str] = set()
+        self._contract = functools.cache(contract_of_folder)
+        self._collection = functools.cache(read_collection)
+
+    def run(self, cell: Cell) -> None:
+        """Do what of the cell has no result yet.
+
+        A training that stops being finite is recorded as failed, and not tried again.
+
+        Raises:
+            UserError: the cell's folder belongs to other settings; anything that train, prepare
+                and evaluate refuse.
+        """
+        model = cell.config.model
+        contract = self._contract(model_folder(model.path, model.revision), cell.config.encoding)
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        claim(cell.folder, cell.config, contract)
+        wanted = [name for name in cell.evaluations if name in self._evaluations]
+        todo = [name for name in wanted if finished(cell, name) is None]
+        if todo and failure(cell) is None:
+            print(f"\n== {cell.arm} {cell.name}: {', '.join(todo)}", flush=True)
+            try:
+                self._train_and_evaluate(cell, todo)
+            except NonFiniteError as error:
+                logger.warning("%s %s failed: %s", cell.arm, cell.name, error)
+                write_text(cell.folder / FAILED_FILE, f"{error}\n")
+        shutil.rmtree(cell.folder / CHECKPOINTS, ignore_errors=True)
+
+    def _train_and_evaluate(self, cell: Cell, names: Sequence[str]) -> None:
+        if cell.trained:
+            self._prepare(cell)
+            with _timed(cell, TRAINING):
+                train.run(cell.config)
+        sections = {name: cell.evaluations[name] for name in names}
+        model = str(cell.folder) if cell.trained else None
+        batch_size = max(section.batch_size for section in sections.values())
+        encoder, backend = load_encoder(model, "jax", cell.config, batch_size)
+        for name, section in sections.items():
+            with _timed(cell, name):
+                result, run = evaluate_collection(
+                    encoder,
+                    section,
+                    self._collection(section),
+                    label=cell.arm,
+                    model=cell.config.model.path,
+                    backend=backend,
+                )
+            write_results(cell.results(name), result, run)
+
+    def _prepare(self, cell: Cell) -> None:
+        """Prepare the cell's lists, or verify them, once for all cells that share them."""
+        lists = cell.config.data.prepared
+        if lists not in self._prepared:
+            prepare.main(["--config", str(cell.folder / CONFIG_FILE)])
+            self._prepared.add(lists)
