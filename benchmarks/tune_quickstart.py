@@ -55,15 +55,16 @@ def main(argv: list[str] | None = None) -> None:
         rows = [json.loads(line) for line in results.read_text().splitlines()]
         known = {row["setting"]: row for row in rows}
     settings = {"zero-shot": None}
-    for name in args.loss:
-        grid = itertools.product(TEMPERATURES[name], LEARNING_RATES, EPOCHS)
-        for temperature, rate, epochs in grid:
-            settings[f"{name} temperature {temperature} lr {rate:g} epochs {epochs}"] = [
-                *LOSSES[name],
-                f"loss.temperature={temperature}",
-                f"optimizer.learning_rate={rate}",
-                f"train.epochs={epochs}",
-            ]
+    # All losses at their first temperature before any at its second: equal budgets at any time.
+    grid = itertools.product(range(2), args.loss, LEARNING_RATES, EPOCHS)
+    for position, name, rate, epochs in grid:
+        temperature = TEMPERATURES[name][position]
+        settings[f"{name} temperature {temperature} lr {rate:g} epochs {epochs}"] = [
+            *LOSSES[name],
+            f"loss.temperature={temperature}",
+            f"optimizer.learning_rate={rate}",
+            f"train.epochs={epochs}",
+        ]
     for setting, overrides in settings.items():
         if setting not in known:
             known[setting] = {"setting": setting, **score(overrides, args.output)}

@@ -38,11 +38,15 @@ ZERO_SHOT = "zero-shot"
 
 @dataclass(frozen=True)
 class Stage:
-    """One public command, what it must leave behind, and what that depends on."""
+    """One public command, what it must leave behind, and what that depends on.
+
+    `inputs` is a hash of code and configuration, `needs` are folders that the command reads.
+    """
 
     command: list[str]
     output: Path
     inputs: str
+    needs: tuple[Path, ...] = ()
 
     def marker(self) -> Path:
         """File beside the output that says with which inputs and which content it was made."""
@@ -66,7 +70,8 @@ class Stage:
         print(f"  ({time.perf_counter() - began:.0f} s)", flush=True)
 
     def _seal(self) -> str:
-        return json.dumps({"inputs": self.inputs, "output": _folder_sha256(self.output)})
+        folders = {str(folder): _folder_sha256(folder) for folder in (*self.needs, self.output)}
+        return json.dumps({"inputs": self.inputs, "folders": folders})
 
 
 def stages(configs: dict[str, Path]) -> list[Stage]:
@@ -82,19 +87,21 @@ def stages(configs: dict[str, Path]) -> list[Stage]:
     ]
     for label, path in configs.items():
         config = loaded[label]
-        run, exported = Path(config.train.output), _exported(config)
-        for command, output in (
-            (["-m", "synrank_jax.train", "--config", _shown(path)], run),
-            (
-                ["-m", "synrank_jax.export", "--checkpoint", str(run), "--output", str(exported)],
-                exported,
-            ),
-            (
-                _evaluate(path, ["--model", str(exported)], label, _results(config, label)),
-                _results(config, label),
-            ),
-        ):
-            made.append(Stage(command, output, _inputs(source, config, label)))
+        inputs = _inputs(source, config, label)
+        lists, run, exported = (
+            Path(config.data.prepared),
+            Path(config.train.output),
+            _exported(config),
+        )
+        results = _results(config, label)
+        train = ["-m", "synrank_jax.train", "--config", _shown(path)]
+        export = ["-m", "synrank_jax.export", "--checkpoint", str(run), "--output", str(exported)]
+        evaluate = _evaluate(path, ["--model", str(exported)], label, results)
+        made += [
+            Stage(train, run, inputs, needs=(lists,)),
+            Stage(export, exported, inputs, needs=(run,)),
+            Stage(evaluate, results, inputs, needs=(exported,)),
+        ]
     return made
 
 

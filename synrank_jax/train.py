@@ -152,6 +152,9 @@ def run(
                         checkpoints.save(step, state)
                         done = step
                     on_step(step)
+        except KeyboardInterrupt:
+            console.print(f"checkpoint of step {done}; the same command resumes after it")
+            raise
         finally:
             checkpoints.close()
             log.close()

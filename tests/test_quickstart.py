@@ -25,6 +25,17 @@ def test_a_finished_stage_is_recognised_by_inputs_and_content(tmp_path: Path):
     assert not made.is_done()
 
 
+def test_a_stage_is_run_again_when_what_it_reads_has_changed(tmp_path: Path):
+    first = stage(tmp_path / "first")
+    second = Stage(stage(tmp_path / "second").command, tmp_path / "second", "a", (first.output,))
+    first.run()
+    second.run()
+    assert second.is_done()
+    first.run()
+    assert first.is_done()
+    assert not second.is_done()
+
+
 def test_a_stage_whose_output_is_gone_is_not_done(tmp_path: Path):
     made = stage(tmp_path / "out")
     made.run()

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from synrank_jax import prepare
-from synrank_jax.config import Config, to_yaml
+from synrank_jax.config import Config, load_config, to_yaml
 from synrank_jax.contract import resolve_contract
 from synrank_jax.data.pipeline import PreparedLists, batches
 from synrank_jax.engine.batches import to_devices
@@ -27,6 +27,7 @@ LOSS_RTOL = 1e-5
 GRADIENT_RTOL = 1e-5
 GRADIENT_FLOOR = 1e-3
 
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 LAYOUTS = {"data 8": (8, 1), "data 2 x fsdp 4": (2, 4), "fsdp 8": (1, 8)}
 LOSSES = {
     "wasserstein": {"wasserstein": 1.0, "target_temperature": 0.5},
@@ -99,6 +100,21 @@ def test_eight_devices_give_the_gradient_of_one(
     config = with_loss(tiny_config, loss, dropout)
     one_loss, one = gradients(config, batch, mesh_of(1, 1))
     loss_of_eight, eight = gradients(config, batch, mesh_of(*LAYOUTS[layout]))
+    assert loss_of_eight == pytest.approx(one_loss, rel=LOSS_RTOL)
+    assert worst_leaf(eight, one) <= GRADIENT_RTOL
+
+
+@pytest.mark.slow
+def test_eight_devices_give_the_gradient_of_one_on_minilm(tmp_path: Path):
+    overrides = [f"data.prepared={tmp_path / 'lists'}", f"train.output={tmp_path / 'run'}"]
+    config = load_config(QUICKSTART, overrides)
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    prepare.main(["--config", str(path)])
+    lists = PreparedLists(Path(config.data.prepared))
+    batch = next(batches(lists, seed=0, global_batch_size=16, pool_size=16, start_step=0))
+    one_loss, one = gradients(config, batch, mesh_of(1, 1))
+    loss_of_eight, eight = gradients(config, batch, mesh_of(2, 4))
     assert loss_of_eight == pytest.approx(one_loss, rel=LOSS_RTOL)
     assert worst_leaf(eight, one) <= GRADIENT_RTOL
 
