@@ -12,6 +12,9 @@ from synrank_jax.losses.ott_jax import Geometry, sinkhorn_divergence
 from synrank_jax.losses.pool import target_distribution
 from synrank_jax.losses.rows import Temperature, as_rows, log_softmax, query_mean
 
+LEAST_MASS = 1e-30
+"""Put where there is none; far below the rounding of masses that sum to 1."""
+
 
 def sinkhorn(
     scores: Float[Array, "Q P"],
@@ -112,8 +115,12 @@ def _divergences(
         )[0]
         return value
 
-    # Nothing to transport has no plan: such a row, left out of the mean, gets some mass.
-    p, t = (jnp.where(counts[:, None], mass, 1 / mass.shape[-1]) for mass in (p, t))
+    # OTT's potentials are eps log(mass) + ...: where that is log(0), their gradient is NaN. A row
+    # with nothing to transport, left out of the mean, gets some mass, as it has no plan.
+    p, t = (
+        jnp.where(counts[:, None], jnp.maximum(mass, LEAST_MASS), 1 / mass.shape[-1])
+        for mass in (p, t)
+    )
     return jax.vmap(divergence, in_axes=(0, 0, 0 if costs.ndim == 3 else None))(p, t, costs)
 
 
