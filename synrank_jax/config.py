@@ -103,25 +103,64 @@ class LossConfig(Section):
 
     wasserstein: NonNegativeFloat = 0.0
     """Weight of optimal transport on the grade axis, per list."""
+    sinkhorn: NonNegativeFloat = 0.0
+    """Weight of the Sinkhorn divergence, a smooth transport cost, per list."""
     gaussian_wasserstein: NonNegativeFloat = 0.0
     """Weight of the squared 2-Wasserstein distance of Gaussians over the pool (the loss of
     arXiv 2503.23239)."""
+    gaussian_paired: NonNegativeFloat = 0.0
+    """Weight of the same with every row held at its own query."""
     listnet_kl: NonNegativeFloat = 0.0
     """Weight of the Kullback-Leibler divergence from the target to the predicted distribution."""
+    listmle: NonNegativeFloat = 0.0
+    """Weight of the Plackett-Luce likelihood of the graded order."""
+    ranknet: NonNegativeFloat = 0.0
+    """Weight of the logistic loss of pairs in the wrong order."""
+    lambdarank: NonNegativeFloat = 0.0
+    """Weight of RankNet with pairs weighted by the nDCG they would change."""
+    approx_ndcg: NonNegativeFloat = 0.0
+    """Weight of a smooth approximation of 1 - nDCG."""
+    soft_rank: NonNegativeFloat = 0.0
+    """Weight of the squared error of soft ranks."""
     infonce: NonNegativeFloat = 0.0
     """Weight of the cross-entropy of the top-grade passage against everything else in its row."""
+    infonce_sampled: NonNegativeFloat = 0.0
+    """Weight of InfoNCE with one random positive per query; its other positives are masked."""
+    margin_mse: NonNegativeFloat = 0.0
+    """Weight of the squared error of score margins against those of teacher scores."""
     scope: Literal["list", "pool"] = "pool"
     """`list`: a query meets only its own list. `pool`: also the passages of the other lists in
     its loss pool."""
     temperature: PositiveFloat = 0.05
     """Scores are divided by it before the softmax."""
+    learn_temperature: bool = False
+    """Train the temperature as a weight, starting from `temperature`. It is logged, saved with the
+    checkpoint and stated in the exported model card."""
     target_temperature: PositiveFloat = 1.0
     """Grades are divided by it before the softmax that makes the target."""
     in_batch_grade: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """Grade of in-batch passages in the target softmax. Null: no target mass on them, and on the
     grade axis they stand one level below the lowest grade."""
+    grade_positions: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] | None = None
+    """Where the levels lie on the axis of wasserstein, sinkhorn and soft_rank, ascending: one
+    position for each of data.grades and, if it is a level of its own, the in-batch level. Null: at
+    their own values."""
     wasserstein_order: Literal[1, 2] = 1
-    """p of the grade-axis transport cost |level - level'|^p."""
+    """p of the cost |level - level'|^p of wasserstein and sinkhorn."""
+    sinkhorn_cost: Literal["grade", "embedding"] = "grade"
+    """Ground cost of sinkhorn: distance of grades, or 1 - cosine of passage embeddings (which
+    needs `scope: list`)."""
+    sinkhorn_epsilon: PositiveFloat = 0.5
+    """Entropic regularisation of sinkhorn, in units of its cost. The smaller, the nearer to the
+    transport cost and the slower."""
+    gaussian_group_size: PositiveInt | None = None
+    """Queries per Gaussian; divides the loss pool, so that a large pool does not flatten the
+    target. Null: the whole pool is one."""
+    gaussian_solver: Literal["svd", "newton_schulz"] = "svd"
+    """How gaussian_wasserstein sums singular values; newton_schulz uses matmuls only, for
+    accelerators."""
+    positive_grade: PositiveInt = 2
+    """Lowest grade that infonce_sampled draws its positive from."""
 
     def weights(self) -> dict[str, float]:
         """The losses that are on, name -> weight."""
@@ -134,8 +173,50 @@ class LossConfig(Section):
             raise ValueError(f"give at least one loss a weight above 0: {', '.join(LOSS_NAMES)}")
         return self
 
+    @model_validator(mode="after")
+    def _options_fit(self) -> Self:
+        on = self.weights()
+        fixed = [name for name in FIXED_TEMPERATURE if name in on]
+        if self.learn_temperature and fixed:
+            raise ValueError(
+                f"learn_temperature: {fixed[0]} does not support it, its temperature sets how far "
+                "ranks are blurred; leave it false, or choose another loss"
+            )
+        if "sinkhorn" in on and self.sinkhorn_cost == "embedding" and self.scope == "pool":
+            raise ValueError(
+                "sinkhorn_cost: embedding compares all passages of a row with each other, which "
+                "only `scope: list` can afford; set loss.scope=list or loss.sinkhorn_cost=grade"
+            )
+        if self.gaussian_group_size is not None and self.scope == "list":
+            raise ValueError(
+                f"gaussian_group_size {self.gaussian_group_size}: groups share their passages, "
+                "which `scope: list` does not; set it null or loss.scope=pool"
+            )
+        return self
 
-LOSS_NAMES = ("wasserstein", "gaussian_wasserstein", "listnet_kl", "infonce")
+
+LOSS_NAMES = (
+    "wasserstein",
+    "sinkhorn",
+    "gaussian_wasserstein",
+    "gaussian_paired",
+    "listnet_kl",
+    "listmle",
+    "ranknet",
+    "lambdarank",
+    "approx_ndcg",
+    "soft_rank",
+    "infonce",
+    "infonce_sampled",
+    "margin_mse",
+)
+
+BATCH_STATISTICS = ("gaussian_wasserstein", "gaussian_paired")
+"""Losses that depend on which queries share the pool; with one query they say little."""
+
+FIXED_TEMPERATURE = ("approx_ndcg", "soft_rank")
+"""Losses whose temperature sets how far ranks are blurred and is no scale of the model: learning it
+lowers them by hiding errors, or by sharpening until no gradient is left."""
 
 
 class OptimizerConfig(Section):
@@ -156,6 +237,9 @@ class OptimizerConfig(Section):
     eps: PositiveFloat = 1e-8
     clip_norm: PositiveFloat | None = 1.0
     """Clip the global gradient norm to this; null: no clipping."""
+    temperature_learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate of a learnable temperature's logarithm, on the same schedule: the rates
+    that suit weights would hardly move it."""
 
 
 class MeshConfig(Section):
@@ -241,6 +325,59 @@ class Config(Section):
     mesh: MeshConfig = MeshConfig()
     train: TrainConfig
     evaluation: EvaluationConfig | None = None
+
+    def pool_size(self) -> int:
+        """Queries per loss pool."""
+        return self.train.pool_size or self.train.global_batch_size
+
+    def in_batch_level(self) -> float:
+        """Where in-batch passages stand: at their grade, else one level below the lowest one."""
+        grade = self.loss.in_batch_grade
+        return float(min(self.data.grades)) - 1 if grade is None else grade
+
+    def levels(self) -> tuple[float, ...]:
+        """Points of the grade axis, ascending: the grades and `in_batch_level`."""
+        return tuple(sorted({self.in_batch_level(), *map(float, self.data.grades)}))
+
+    @model_validator(mode="after")
+    def _losses_fit(self) -> Self:
+        on, loss = self.loss.weights(), self.loss
+        for name in BATCH_STATISTICS:
+            if name in on:
+                self._check_statistic(name)
+        positions, levels = loss.grade_positions, self.levels()
+        if positions is not None and (
+            len(positions) != len(levels) or list(positions) != sorted(set(positions))
+        ):
+            raise ValueError(
+                f"loss.grade_positions {list(positions)} must give each of the levels "
+                f"{list(levels)} ({self.in_batch_level():g} is that of in-batch passages) one "
+                "position, strictly ascending"
+            )
+        top = self.data.grades[-1]
+        if "infonce_sampled" in on and loss.positive_grade > top:
+            raise ValueError(
+                f"loss.positive_grade {loss.positive_grade} is above the highest of data.grades, "
+                f"{top}: no passage would be a positive"
+            )
+        for name, positive in (("infonce", top), ("infonce_sampled", loss.positive_grade)):
+            if name in on and loss.in_batch_grade is not None and loss.in_batch_grade >= positive:
+                raise ValueError(
+                    f"loss.in_batch_grade {loss.in_batch_grade:g} would make in-batch passages "
+                    f"positives of {name}; keep it below {positive}, or null"
+                )
+        return self
+
+    def _check_statistic(self, name: str) -> None:
+        pool, group = self.pool_size(), self.loss.gaussian_group_size
+        if pool % (group or pool):
+            raise ValueError(f"loss.gaussian_group_size {group} does not divide the pool of {pool}")
+        if (group or pool) == 1:
+            field = "train.pool_size" if group is None else "loss.gaussian_group_size"
+            raise ValueError(
+                f"loss.{name} compares the queries of a pool with each other, but {field} is 1; "
+                "make it larger, or choose a loss of single lists such as wasserstein"
+            )
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -311,7 +311,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Whatever precision trained them, the weights are float32, and so is the comparison.
     encoder = load_encoder(source_folder, compute_dtype="float32", dropout=0.0)
     structure, _ = split_model(DualEncoder(encoder, contract.pooling, contract.normalize))
-    card = model_card(trained.config, contract, trained.step, source_folder, results)
+    card = model_card(
+        trained.config, contract, trained.step, trained.temperature, source_folder, results
+    )
     parity = export_model(
         merge_model(structure, dict(trained.params)), source_folder, contract, output, card=card
     )

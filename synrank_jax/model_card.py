@@ -18,6 +18,7 @@ def model_card(
     config: Config,
     contract: EncodingContract,
     step: int,
+    temperature: float,
     source_folder: Path,
     results: Sequence[EvaluationResult],
 ) -> str:
@@ -27,6 +28,7 @@ def model_card(
         config: the run's resolved configuration, stated in full.
         contract: how texts are encoded.
         step: completed optimizer steps.
+        temperature: what the loss divided scores by in the end.
         source_folder: model folder that training started from; its license is stated.
         results: evaluations to state.
 
@@ -41,6 +43,7 @@ def model_card(
     }
     losses = ", ".join(f"{name} (weight {w:g})" for name, w in config.loss.weights().items())
     sources = ", ".join(plain(f"{source.path} ({source.split})") for source in config.data.sources)
+    learned = f", learned from {config.loss.temperature:g}" * config.loss.learn_temperature
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         "# Dense retriever trained on graded lists",
@@ -49,6 +52,7 @@ def model_card(
         f"- Lists: {sources}, {config.data.list_size} passages per query, "
         f"grades {', '.join(map(str, config.data.grades))}\n"
         f"- Loss: {losses}\n"
+        f"- Temperature: {temperature:.6g}{learned}\n"
         f"- Length: {step} steps of {config.train.global_batch_size} queries",
         "## Use",
         fenced(_example(contract), "python"),

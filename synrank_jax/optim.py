@@ -38,7 +38,10 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW; weight decay touches matrices only."""
+    """Clip by global norm, then AdamW; weight decay touches matrices only.
+
+    A learnable temperature has a peak rate of its own.
+    """
     clip = (
         optax.identity()
         if config.clip_norm is None
@@ -52,4 +55,8 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         weight_decay=config.weight_decay,
         mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
     )
-    return optax.chain(clip, adamw)
+    of_temperature = optax.masked(
+        optax.scale(config.temperature_learning_rate / config.learning_rate),
+        lambda params: {name: name == LOG_TEMPERATURE for name in params},
+    )
+    return optax.chain(clip, adamw, of_temperature)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -40,7 +41,13 @@ from synrank_jax.engine.runfolder import (
     claim,
     locked,
 )
-from synrank_jax.engine.state import TrainState, abstract_state, initial_state, split_model
+from synrank_jax.engine.state import (
+    LOG_TEMPERATURE,
+    TrainState,
+    abstract_state,
+    initial_state,
+    split_model,
+)
 from synrank_jax.engine.step import make_train_step
 from synrank_jax.optim import learning_rate_schedule, make_optimizer
 from synrank_jax.parallel.mesh import check_pool_divides, make_mesh
@@ -73,7 +80,7 @@ def run(
     console = Console()
     use_compilation_cache()
     train = config.train
-    pool_size = train.pool_size or train.global_batch_size
+    pool_size = config.pool_size()
 
     # Everything that can be refused is refused before anything is compiled or written.
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
@@ -88,6 +95,8 @@ def run(
     schedule = learning_rate_schedule(config.optimizer, steps)
     tx = make_optimizer(config.optimizer, steps)
     structure, params = split_model(load_model(config.model, contract))
+    if config.loss.learn_temperature:
+        params[LOG_TEMPERATURE] = jnp.log(jnp.float32(config.loss.temperature))
     train_step = make_train_step(structure, tx, config, contract, mesh)
     console.print(
         f"{steps} steps x {train.global_batch_size} of {len(lists)} lists, "

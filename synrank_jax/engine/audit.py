@@ -16,7 +16,7 @@ from synrank_jax.data.pipeline import PreparedLists, batches
 from synrank_jax.engine.compilation import use_compilation_cache
 from synrank_jax.engine.encoding import load_model
 from synrank_jax.engine.state import split_model
-from synrank_jax.engine.step import make_encode_step, make_score_loss
+from synrank_jax.engine.step import item_keys, make_encode_step, make_score_loss
 from synrank_jax.errors import UserError
 from synrank_jax.losses.pool import own_list_target_mass, pool_labels
 from synrank_jax.models.dual_encoder import similarity
@@ -54,20 +54,20 @@ class Scored(NamedTuple):
     """M lists and their scores.
 
     scores: [M, M L] float32, raw; pool: labels, where and passage_ids [M, L], sample_ids [M],
-    without tokens.
+    without tokens; embeddings: [M, L, D] of the passages.
     """
 
     scores: npt.NDArray[np.float32]
     pool: Batch
+    embeddings: npt.NDArray[np.float32]
 
     def part(self, start: int, size: int) -> "Scored":
         """Lists start .. start + size - 1 as a pool of their own."""
         lists = slice(start, start + size)
         items = self.pool.labels.shape[1]
         columns = slice(start * items, (start + size) * items)
-        return Scored(
-            self.scores[lists, columns], jax.tree.map(lambda leaf: leaf[lists], self.pool)
-        )
+        pool = jax.tree.map(lambda leaf: leaf[lists], self.pool)
+        return Scored(self.scores[lists, columns], pool, self.embeddings[lists])
 
 
 def measure(config: Config, pools: int) -> Measurements:
@@ -77,7 +77,7 @@ def measure(config: Config, pools: int) -> Measurements:
         UserError: the lists are not prepared with this contract, or too few for one pool of two.
     """
     use_compilation_cache()
-    pool_size = config.train.pool_size or config.train.global_batch_size
+    pool_size = config.pool_size()
     lists = PreparedLists(Path(config.data.prepared).expanduser())
     if pool_size < 2 or len(lists) < pool_size:
         raise UserError(
@@ -118,7 +118,8 @@ def score_lists(config: Config, lists: PreparedLists, count: int) -> Scored:
     query, passage = (_encode(encode, params, tokens) for tokens in texts)
     scores = np.asarray(similarity(query, passage, contract.similarity))
     no_tokens: Any = None
-    return Scored(scores, batch._replace(query=no_tokens, passage=no_tokens))
+    embeddings = np.asarray(passage).reshape(*batch.labels.shape, -1)
+    return Scored(scores, batch._replace(query=no_tokens, passage=no_tokens), embeddings)
 
 
 def _first_lists(config: Config, lists: PreparedLists, count: int) -> Batch:
@@ -135,15 +136,16 @@ def _encode(encode: Callable[..., jax.Array], params: Any, tokens: Tokens) -> ja
     return jnp.concatenate(blocks)[:count]
 
 
-def _full_score_loss(config: Config) -> Callable[[jax.Array, Batch], Any]:
+def _full_score_loss(config: Config) -> Callable[[jax.Array, Batch, jax.Array], Any]:
     """The loss as a function of all scores [Q, P], of which `scope: list` uses the own lists."""
     score_loss = make_score_loss(config)
 
-    def loss(scores: jax.Array, pool: Batch) -> Any:
+    def loss(scores: jax.Array, pool: Batch, embeddings: jax.Array) -> Any:
         if config.loss.scope == "list":
             own = jnp.arange(scores.shape[0])
             scores = scores.reshape(scores.shape[0], *pool.labels.shape)[own, own]
-        return score_loss(scores, pool)
+        keys = item_keys(config.train.seed, 0, pool).draw
+        return score_loss(scores, pool, keys, embeddings, config.loss.temperature)
 
     return loss
 
@@ -159,7 +161,7 @@ def _blindness(
             # One random cycle through all queries: none keeps its own list.
             order = rng.permutation(len(part.scores))
             others = order[(np.argsort(order) + 1) % len(order)]
-            (value, metrics), _ = gradient(part.scores[others], part.pool)
+            (value, metrics), _ = gradient(part.scores[others], *part[1:])
             after = {"loss": value, **metrics}
             for name in names:
                 changes[name].append(abs(float(after[name] - before[name])))
@@ -176,7 +178,9 @@ def _target_mass(config: Config, lists: PreparedLists, pool_size: int) -> dict[i
     @jax.jit
     def mass(labels: jax.Array, where: jax.Array, passage_ids: jax.Array) -> jax.Array:
         grade = config.loss.in_batch_grade
-        pooled = pool_labels(labels, where, passage_ids, in_batch_grade=grade, in_batch_level=0.0)
+        pooled = pool_labels(
+            labels, where, passage_ids, in_batch_grade=grade, in_batch_level=config.in_batch_level()
+        )
         return own_list_target_mass(pooled, config.loss.target_temperature)
 
     batch = _first_lists(config, lists, largest)
@@ -186,9 +190,10 @@ def _target_mass(config: Config, lists: PreparedLists, pool_size: int) -> dict[i
 
 def _gradient_share(config: Config, parts: list[Scored], gradient: Any) -> dict[str, float]:
     sums = {str(grade): 0.0 for grade in config.data.grades} | {IN_BATCH: 0.0}
-    for scores, pool in parts:
+    for part in parts:
+        scores, pool, _ = part
         queries, items = pool.labels.shape
-        size = np.abs(np.asarray(gradient(scores, pool)[1])).reshape(queries, queries, items)
+        size = np.abs(np.asarray(gradient(*part)[1])).reshape(queries, queries, items)
         own = size[np.arange(queries), np.arange(queries)]
         for grade in config.data.grades:
             sums[str(grade)] += float(own[pool.where & (pool.labels == grade)].sum())
@@ -201,7 +206,10 @@ def _gradient_norm(
     config: Config, scored: Scored, pool_size: int, gradient: Any
 ) -> dict[int, float]:
     norms = {}
+    group = config.loss.gaussian_group_size or 1  # divides every pool
     for size in _sizes(len(scored.scores), pool_size):
+        if size % group:
+            continue
         groups = range(min(len(scored.scores) // size, GROUPS))
         grads = [gradient(*scored.part(number * size, size))[1] for number in groups]
         norms[size] = float(np.mean([np.sqrt(size) * np.linalg.norm(grad) for grad in grads]))

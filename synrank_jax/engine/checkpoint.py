@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 
 from synrank_jax.config import Config, validate_config
 from synrank_jax.contract import EncodingContract
-from synrank_jax.engine.state import Params, TrainState
+from synrank_jax.engine.state import LOG_TEMPERATURE, Params, TrainState
 from synrank_jax.errors import UserError
 
 CHECKPOINTS = "checkpoints"
@@ -34,6 +34,13 @@ class Trained:
     params: dict[str, np.ndarray]
     step: int
     data_sha256: str
+
+    @property
+    def temperature(self) -> float:
+        """What scores are divided by, as learned or as configured."""
+        if LOG_TEMPERATURE not in self.params:
+            return self.config.loss.temperature
+        return float(np.exp(self.params[LOG_TEMPERATURE]))
 
 
 class Checkpoints:

@@ -13,6 +13,9 @@ from synrank_jax.parallel.mesh import shard
 
 Params = dict[str, Any]
 
+LOG_TEMPERATURE = "log_temperature"
+"""Name among the weights of a learnable temperature's logarithm, a float32 scalar."""
+
 
 class TrainState(NamedTuple):
     """What an optimizer step reads and replaces (donated to the compiled step).
@@ -35,8 +38,12 @@ def split_model(model: DualEncoder) -> tuple[Any, Params]:
 
 
 def merge_model(structure: Any, params: Params) -> DualEncoder:
-    """Inverse of `split_model`; works on traced weights inside jit."""
-    flat = [(tuple(map(_key, path.split("."))), nnx.Param(leaf)) for path, leaf in params.items()]
+    """Inverse of `split_model`; works on traced weights inside jit. A temperature is left out."""
+    flat = [
+        (tuple(map(_key, path.split("."))), nnx.Param(leaf))
+        for path, leaf in params.items()
+        if path != LOG_TEMPERATURE
+    ]
     model: DualEncoder = nnx.merge(structure, nnx.from_flat_state(flat))
     return model
 

@@ -1,7 +1,7 @@
 """The compiled steps: pure functions of weights and a batch."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,10 @@ from jax.sharding import Mesh
 
 from synrank_jax.config import Config
 from synrank_jax.contract import EncodingContract
-from synrank_jax.engine.state import Params, TrainState, merge_model
+from synrank_jax.engine.state import LOG_TEMPERATURE, Params, TrainState, merge_model
 from synrank_jax.losses import list_loss
-from synrank_jax.losses.pool import PoolLabels, own_list_target_mass, pool_labels
+from synrank_jax.losses.pool import PoolLabels, own_list, own_list_target_mass, pool_labels
+from synrank_jax.losses.pooled_target import PoolLists
 from synrank_jax.models.dual_encoder import similarity
 from synrank_jax.parallel.mesh import replicated, rows, shard
 from synrank_jax.types import Batch, Tokens
@@ -73,57 +74,94 @@ def make_pool_loss(
         model = merge_model(structure, params)
         count, size = pool.labels.shape
         flat = Tokens(*(leaf.reshape(count * size, -1) for leaf in pool.passage))
+        keys = item_keys(config.train.seed, step, pool)
         query_keys, passage_keys = None, None
         if config.model.dropout > 0:
-            query_keys, passage_keys = dropout_keys(config.train.seed, step, pool)
+            query_keys, passage_keys = keys.query, keys.passage.reshape(-1)
         query = model.encode(*pool.query, query_keys)
         passage = model.encode(*flat, passage_keys)
+        lists = passage.reshape(count, size, -1)
         if config.loss.scope == "pool":
             # Each device scores its own queries against the passages of the whole pool.
             passage = jax.lax.with_sharding_constraint(passage, replicated(mesh))
             scores = similarity(query, passage, contract.similarity)
         else:
-            passage = passage.reshape(count, size, -1)
             scores = jax.vmap(lambda one, own: similarity(one[None], own, contract.similarity)[0])(
-                query, passage
+                query, lists
             )
-        return score_loss(jax.lax.with_sharding_constraint(scores, rows(mesh)), pool)
+        scores = jax.lax.with_sharding_constraint(scores, rows(mesh))
+        if not config.loss.learn_temperature:
+            return score_loss(scores, pool, keys.draw, lists, config.loss.temperature)
+        temperature = jnp.exp(params[LOG_TEMPERATURE])
+        loss, metrics = score_loss(scores, pool, keys.draw, lists, temperature)
+        return loss, {**metrics, "temperature": temperature}
 
     return pool_loss
 
 
-def make_score_loss(config: Config) -> Callable[[jax.Array, Batch], tuple[jax.Array, Metrics]]:
+ScoreLoss = Callable[
+    [jax.Array, Batch, jax.Array, jax.Array, float | jax.Array], tuple[jax.Array, Metrics]
+]
+
+
+def make_score_loss(config: Config) -> ScoreLoss:
     """The configured loss of one pool, from its scores on.
 
     Returns:
-        (scores, pool [Q, ...]) -> (loss, metrics); scores are [Q, P] raw under `scope: pool`, and
-        [Q, L], of the own list only, under `scope: list`.
+        (scores, pool [Q, ...], keys [Q], embeddings [Q, L, D], temperature) -> (loss, metrics).
+        Scores are [Q, P] raw under `scope: pool`, and [Q, L], of the own list only, under
+        `scope: list`. The keys are for what a loss draws once per list, the embeddings are those
+        of the lists' passages.
     """
     options = config.loss
-    # In-batch passages without a grade of their own stand one level below the lowest grade.
-    lowest = float(config.data.grades[0]) - 1
-    in_batch_level = lowest if options.in_batch_grade is None else options.in_batch_grade
-    levels = tuple(sorted({in_batch_level, *map(float, config.data.grades)}))
+    axis = {"levels": config.levels(), "positions": options.grade_positions}
+    transport = {**axis, "order": options.wasserstein_order}
 
-    def score_loss(scores: jax.Array, pool: Batch) -> tuple[jax.Array, Metrics]:
+    def score_loss(
+        scores: jax.Array,
+        pool: Batch,
+        keys: jax.Array,
+        embeddings: jax.Array,
+        temperature: float | jax.Array,
+    ) -> tuple[jax.Array, Metrics]:
+        own, lists = None, None
+        labels = PoolLabels(pool.labels, pool.where, pool.where)
         if options.scope == "pool":
+            own = own_list(*pool.labels.shape)
+            lists = PoolLists(pool.labels, pool.where, pool.passage_ids, options.in_batch_grade)
             labels = pool_labels(
-                pool.labels,
-                pool.where,
-                pool.passage_ids,
+                *lists[:3],
                 in_batch_grade=options.in_batch_grade,
-                in_batch_level=in_batch_level,
+                in_batch_level=config.in_batch_level(),
             )
-        else:
-            labels = PoolLabels(pool.labels, pool.where, pool.where)
         loss, metrics = list_loss(
             scores,
             *labels,
             weights=options.weights(),
-            temperature=options.temperature,
+            temperature=temperature,
             target_temperature=options.target_temperature,
-            levels=levels,
-            wasserstein_order=options.wasserstein_order,
+            options={
+                "wasserstein": transport,
+                "sinkhorn": {
+                    **transport,
+                    "epsilon": options.sinkhorn_epsilon,
+                    "cost": options.sinkhorn_cost,
+                    "passages": embeddings if options.sinkhorn_cost == "embedding" else None,
+                },
+                "soft_rank": axis,
+                "gaussian_wasserstein": {
+                    "solver": options.gaussian_solver,
+                    "group_size": options.gaussian_group_size,
+                    "lists": lists,
+                },
+                "gaussian_paired": {"group_size": options.gaussian_group_size},
+                "infonce": {"own": own},
+                "infonce_sampled": {
+                    "own": own,
+                    "keys": keys,
+                    "positive_grade": float(options.positive_grade),
+                },
+            },
         )
         if options.scope == "pool":
             mass = own_list_target_mass(labels, options.target_temperature)
@@ -133,19 +171,27 @@ def make_score_loss(config: Config) -> Callable[[jax.Array, Batch], tuple[jax.Ar
     return score_loss
 
 
-def dropout_keys(seed: int, step: jax.Array, pool: Batch) -> tuple[jax.Array, jax.Array]:
-    """Dropout keys of the queries [Q] and the passages [Q * L].
+class ItemKeys(NamedTuple):
+    """Random keys of a pool: query [Q] and passage [Q, L], for dropout; draw [Q], for losses.
 
     A key depends on seed, step, list and place in the list only, so the same text gets the same
     mask however the batch is split over pools, chunks or devices.
     """
+
+    query: jax.Array
+    passage: jax.Array
+    draw: jax.Array
+
+
+def item_keys(seed: int, step: jax.typing.ArrayLike, pool: Batch) -> ItemKeys:
+    """The keys of one step's pool."""
     base = jax.random.fold_in(jax.random.key(seed), step)
     of_list = jax.vmap(lambda sample: jax.random.fold_in(base, sample))(pool.sample_ids)
-    items = jnp.arange(pool.labels.shape[1] + 1)
+    items = jnp.arange(pool.labels.shape[1] + 2)
     keys = jax.vmap(lambda key: jax.vmap(lambda item: jax.random.fold_in(key, item))(items))(
         of_list
     )
-    return keys[:, 0], keys[:, 1:].reshape(-1)
+    return ItemKeys(query=keys[:, 0], passage=keys[:, 1:-1], draw=keys[:, -1])
 
 
 def make_encode_step(structure: Any) -> Callable[[Params, Tokens], jax.Array]:

@@ -1,6 +1,6 @@
 """Targets: which passages a query meets, with which labels, and the distribution made of them."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
@@ -28,14 +28,21 @@ def pool_labels(
     *,
     in_batch_grade: float | None,
     in_batch_level: float,
+    judged_ids: Int32[Array, "Q J"] | None = None,
+    judged_grades: Float[Array, "Q J"] | None = None,
+    judged_in_batch: Literal["mask", "grade"] = "mask",
 ) -> PoolLabels:
     """Let each query meet the passages of all lists of its pool.
 
     In-batch passages (those of the other lists) get the label `in_batch_grade` and may carry target
     mass; if that is None they get the label `in_batch_level` and carry none. The reference
-    (arXiv 2503.23239, released code) is in_batch_grade = 0. An in-batch passage that also stands in
-    the query's own list is masked: it is no negative, and its grade already counts there. A masked
-    list item is masked for every query, and a query without list items takes no part.
+    (arXiv 2503.23239, released code) is in_batch_grade = 0.
+
+    Two kinds of in-batch passages are no negatives. One that also stands in the query's own list is
+    masked: its grade already counts there. One that the query has a judgement for is masked, or
+    under judged_in_batch = "grade" has that grade as its label and may carry target mass.
+
+    A masked list item is masked for every query, and a query without list items takes no part.
 
     Args:
         labels: grades [Q, L].
@@ -43,20 +50,42 @@ def pool_labels(
         passage_ids: [Q, L], equal for equal documents within the pool; -1 where masked.
         in_batch_grade: see above.
         in_batch_level: one level below the lowest grade.
+        judged_ids: [Q, J], documents judged for the query, numbered as passage_ids; -1 is padding.
+            None: no judgements beyond the lists.
+        judged_grades: [Q, J], their grades; the last one counts if a document stands twice.
+        judged_in_batch: see above.
     """
     Q, L = labels.shape
-    own = _own_list(Q, L)
-    # Q P L integer comparisons, fused by XLA: nothing of that size is stored, and it stays far
-    # below the Q P D of the scores.
-    repeated = (passage_ids[:, None, :] == passage_ids.reshape(1, Q * L, 1)).any(axis=-1)
-    takes_part = where.reshape(1, Q * L) & where.any(axis=-1, keepdims=True) & (own | ~repeated)
+    own = own_list(Q, L)
+    ids = passage_ids.reshape(1, Q * L, 1)
+    # Q P (L + J) integer comparisons, fused by XLA: nothing of that size is stored, and it stays
+    # far below the Q P D of the scores.
+    negative = ~(passage_ids[:, None, :] == ids).any(axis=-1)
     grade = in_batch_level if in_batch_grade is None else in_batch_grade
+    in_batch_labels = jnp.full(own.shape, grade, labels.dtype)
+    carries_mass = own if in_batch_grade is None else jnp.ones_like(own)
+    if judged_ids is not None and judged_grades is not None:
+        numbers = jnp.arange(judged_ids.shape[1])
+        judgement = jnp.where(judged_ids[:, None, :] == ids, numbers, -1).max(axis=-1)
+        judged = judgement >= 0
+        if judged_in_batch == "mask":
+            negative &= ~judged
+        else:
+            grades = jnp.take_along_axis(judged_grades, jnp.maximum(judgement, 0), axis=1)
+            in_batch_labels = jnp.where(judged, grades.astype(labels.dtype), in_batch_labels)
+            carries_mass |= judged
+    takes_part = where.reshape(1, Q * L) & where.any(axis=-1, keepdims=True) & (own | negative)
     return PoolLabels(
         # Column i L + l of row i is labels[i, l]: a tiled row needs no labels of other devices.
-        labels=jnp.where(own, jnp.tile(labels, (1, Q)), jnp.asarray(grade, labels.dtype)),
+        labels=jnp.where(own, jnp.tile(labels, (1, Q)), in_batch_labels),
         where=takes_part,
-        target_where=takes_part & own if in_batch_grade is None else takes_part,
+        target_where=takes_part & carries_mass,
     )
+
+
+def own_list(Q: int, L: int) -> Bool[Array, "Q P"]:
+    """Columns of each query's own list."""
+    return jnp.arange(Q)[:, None] == jnp.arange(Q * L) // L
 
 
 def target_distribution(
@@ -80,9 +109,5 @@ def own_list_target_mass(pooled: PoolLabels, target_temperature: Temperature) ->
     """
     _, target = target_distribution(pooled.labels, pooled.target_where, target_temperature)
     Q, P = target.shape
-    own_mass = jnp.sum(target, axis=-1, where=_own_list(Q, P // Q))
+    own_mass = jnp.sum(target, axis=-1, where=own_list(Q, P // Q))
     return query_mean(own_mass, pooled.target_where.any(axis=-1))
-
-
-def _own_list(Q: int, L: int) -> Bool[Array, "Q P"]:
-    return jnp.arange(Q)[:, None] == jnp.arange(Q * L) // L

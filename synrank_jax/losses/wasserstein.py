@@ -1,23 +1,16 @@
 """Optimal transport between predicted and target mass on the grade axis."""
 
 import functools
-import warnings
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from synrank_jax.losses.axis import find_levels
+from synrank_jax.losses.ott_jax import LinearProblem, PNormP, PointCloud, quantile_solver
 from synrank_jax.losses.pool import target_distribution
 from synrank_jax.losses.rows import Temperature, as_rows, log_softmax, query_mean
-
-with warnings.catch_warnings():
-    # OTT imports jaxopt, which announces its retirement; nothing a user of this package can act on.
-    warnings.filterwarnings("ignore", message="JAXopt is no longer", category=DeprecationWarning)
-    from ott.geometry.costs import PNormP
-    from ott.geometry.pointcloud import PointCloud
-    from ott.problems.linear.linear_problem import LinearProblem
-    from ott.solvers.linear.univariate import quantile_solver
 
 
 def wasserstein(
@@ -29,16 +22,17 @@ def wasserstein(
     temperature: Temperature,
     target_temperature: Temperature,
     levels: tuple[float, ...],
+    positions: tuple[float, ...] | None = None,
     order: Literal[1, 2] = 1,
 ) -> Float[Array, ""]:
     """Cost of moving the predicted mass to the target mass on the grade axis, mean over queries.
 
     p = softmax(scores / temperature) over `where`, t: `target_distribution`. Both are summed per
     level; the loss is the exact 1-D transport cost between the two histograms,
-    min over plans of sum_xy plan_xy |x - y|^order (for order 2 the cost, not its root). Order 1 is
-    sum_k (levels_{k+1} - levels_k) |CDF_p(k) - CDF_t(k)|. Passages of one grade are
-    interchangeable. Queries without a usable item do not count; 0 with zero gradient when none has
-    one.
+    min over plans of sum_xy plan_xy |x - y|^order (for order 2 the cost, not its root), x and y
+    being positions of levels. Order 1 is sum_k (x_{k+1} - x_k) |CDF_p(k) - CDF_t(k)|. Passages of
+    one grade are interchangeable. Queries without a usable item do not count; 0 with zero gradient
+    when none has one.
 
     Args:
         scores: [Q, P] raw scores.
@@ -49,26 +43,25 @@ def wasserstein(
         temperature: divides the scores.
         target_temperature: divides the grades.
         levels: static, strictly ascending; the in-batch label included when pooled.
+        positions: where the levels lie on the axis: static, strictly ascending, as many as levels.
+            None: at their own values.
         order: p of the ground cost |x - y|^p.
     """
     rows = as_rows(scores, labels, where, target_where)
     _, p = log_softmax(rows.scores / temperature, rows.where)
     _, t = target_distribution(rows.labels, rows.target_where, target_temperature)
-    # [Q, P, levels], fused into the sums below. Compared in float32, the dtype labels arrive in.
-    at_level = rows.labels.astype(jnp.float32)[..., None] == jnp.asarray(levels, jnp.float32)
-    cost = jax.vmap(lambda a, b: transport_cost(a, b, levels, order))(
-        jnp.sum(p[..., None], axis=1, where=at_level),
-        jnp.sum(t[..., None], axis=1, where=at_level),
+    axis = find_levels(rows, levels)
+    cost = jax.vmap(lambda a, b: transport_cost(a, b, positions or levels, order))(
+        axis.sums(p), axis.sums(t)
     )
-    on_axis = jnp.all(at_level.any(axis=-1) | ~rows.where, axis=-1)
-    return query_mean(jnp.where(on_axis, cost, jnp.nan), rows.counts)
+    return query_mean(axis.nan_off_axis(cost), rows.counts)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def transport_cost(
-    p: Float[Array, " V"], t: Float[Array, " V"], levels: tuple[float, ...], order: int
+    p: Float[Array, " V"], t: Float[Array, " V"], points: tuple[float, ...], order: int
 ) -> Float[Array, ""]:
-    """Least sum_xy plan_xy |x - y|^order over plans from p to t, histograms on `levels`.
+    """Least sum_xy plan_xy |x - y|^order over plans from p to t, histograms on `points`.
 
     The value comes from OTT's `quantile_solver`, the derivatives from `_potential`. Differentiating
     the solver itself goes through a sort of both CDFs, which hands the whole derivative to one of
@@ -79,43 +72,43 @@ def transport_cost(
     Args:
         p: masses per level [V].
         t: masses per level [V], the same total as p.
-        levels: V points, strictly ascending.
+        points: V points, strictly ascending.
         order: exponent of the ground cost.
     """
-    points = jnp.asarray(levels, p.dtype)[:, None]
-    problem = LinearProblem(PointCloud(points, points, cost_fn=PNormP(order)), a=p, b=t)
+    x = jnp.asarray(points, p.dtype)[:, None]
+    problem = LinearProblem(PointCloud(x, x, cost_fn=PNormP(order)), a=p, b=t)
     cost: Float[Array, ""] = order * quantile_solver(problem).ot_costs[0]  # PNormP divides by it
     return cost
 
 
 @transport_cost.defjvp
 def _transport_cost_jvp(
-    levels: tuple[float, ...],
+    points: tuple[float, ...],
     order: int,
     primals: tuple[Float[Array, " V"], Float[Array, " V"]],
     tangents: tuple[Float[Array, " V"], Float[Array, " V"]],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     (p, t), (dp, dt) = primals, tangents
     # Products and sums, no dot: accelerators run that in reduced precision by default.
-    slopes = _potential(p, t, levels, order) * dp + _potential(t, p, levels, order) * dt
-    return transport_cost(p, t, levels, order), slopes.sum()
+    slopes = _potential(p, t, points, order) * dp + _potential(t, p, points, order) * dt
+    return transport_cost(p, t, points, order), slopes.sum()
 
 
 def _potential(
-    p: Float[Array, " V"], t: Float[Array, " V"], levels: tuple[float, ...], order: int
+    p: Float[Array, " V"], t: Float[Array, " V"], points: tuple[float, ...], order: int
 ) -> Float[Array, " V"]:
-    """Kantorovich potential of p's side, 0 on the top level: the gradient at constant total mass.
+    """Kantorovich potential of p's side, 0 on the top point: the gradient at constant total mass.
 
     With c = |x - y|^order, F = CDF_p and G^-1 the quantile function of t, the cost is the integral
-    over q of c(F^-1(q), G^-1(q)). Raising F(k) moves mass from level k + 1 to level k against the
-    target level y = G^-1(F(k)): dcost / dF(k) = c(x_k, y) - c(x_{k+1}, y). Where F(k) is a jump of
+    over q of c(F^-1(q), G^-1(q)). Raising F(k) moves mass from point k + 1 to point k against the
+    target point y = G^-1(F(k)): dcost / dF(k) = c(x_k, y) - c(x_{k+1}, y). Where F(k) is a jump of
     G^-1 the mean of both sides is a subgradient, for order 1 that of |CDF_p - CDF_t| with
     sign(0) = 0.
     """
-    points = jnp.asarray(levels, p.dtype)
+    x = jnp.asarray(points, p.dtype)
     at, below = jnp.cumsum(p)[:-1, None], jnp.cumsum(t)
-    slope = jnp.zeros(len(levels) - 1, p.dtype)
+    slope = jnp.zeros(len(points) - 1, p.dtype)
     for passed in (below < at, below <= at):  # G^-1 from the left and from the right
-        y = points[jnp.minimum(passed.sum(axis=-1), len(levels) - 1)]
-        slope += 0.5 * (jnp.abs(points[:-1] - y) ** order - jnp.abs(points[1:] - y) ** order)
+        y = x[jnp.minimum(passed.sum(axis=-1), len(points) - 1)]
+        slope += 0.5 * (jnp.abs(x[:-1] - y) ** order - jnp.abs(x[1:] - y) ** order)
     return jnp.append(jnp.cumsum(slope[::-1])[::-1], jnp.zeros(1, p.dtype))

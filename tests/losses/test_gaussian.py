@@ -4,17 +4,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from synrank_jax.losses import LOSSES
-from synrank_jax.losses.gaussian import gaussian_transport, nuclear_norm
+from synrank_jax.losses.gaussian import gaussian_paired, gaussian_transport
 from synrank_jax.losses.pool import pool_labels
 
 Q, L = 6, 4
 LEVELS = (0.0, 1.0, 2.0, 3.0)
+OPTIONS = {
+    "wasserstein": {"levels": LEVELS},
+    "sinkhorn": {"levels": LEVELS, "epsilon": 0.1},
+    "soft_rank": {"levels": LEVELS},
+    "infonce_sampled": {"positive_grade": 2.0, "keys": jax.random.split(jax.random.key(0), Q)},
+}
 VALUE_ATOL = 2e-7  # float32 differences of terms below 1
 temperatures = {"temperature": 0.5, "target_temperature": 1.0}
 pool_lists = jax.jit(partial(pool_labels, in_batch_grade=0.0, in_batch_level=-1.0))
 transport = jax.jit(partial(gaussian_transport, **temperatures))
+paired = jax.jit(partial(gaussian_paired, **temperatures))
 
 
 def full_pool():
@@ -29,8 +37,7 @@ def full_pool():
 @pytest.mark.parametrize("name", LOSSES)
 def test_only_the_gaussian_loss_is_blind_to_which_query_owns_a_row(name):
     scores, pooled = full_pool()
-    options = {"levels": LEVELS} if name == "wasserstein" else {}
-    loss = jax.jit(partial(LOSSES[name], **temperatures, **options))
+    loss = jax.jit(partial(LOSSES[name], **temperatures, **OPTIONS.get(name, {})))
     value = float(loss(scores, *pooled))
     permuted = float(loss(jnp.roll(scores, 1, axis=0), *pooled))
     if name == "gaussian_wasserstein":
@@ -63,18 +70,49 @@ def test_one_query_leaves_the_gap_of_the_means():
     assert value == pytest.approx(float(jnp.sum(gap**2)), rel=1e-6)
 
 
-def test_nuclear_norm_and_its_gradient():
-    # diag(3, -2) rotated: the singular values are 3 and 2, the polar factor R diag(1, -1).
-    rotation = jnp.array([[0.6, -0.8], [0.8, 0.6]])
-    value, gradient = jax.value_and_grad(nuclear_norm)(rotation @ jnp.diag(jnp.array([3.0, -2.0])))
-    assert value == pytest.approx(5, rel=1e-6)
-    np.testing.assert_allclose(gradient, rotation @ jnp.diag(jnp.array([1.0, -1.0])), atol=1e-6)
+def distributions(scores, pooled):
+    """p and t [Q, P] in float64."""
+    logits = np.asarray(scores, np.float64) / temperatures["temperature"]
+    return scipy.special.softmax(logits, axis=1), scipy.special.softmax(pooled.labels, axis=1)
 
 
-def test_nuclear_norm_gradient_is_finite_for_zero_equal_and_vanishing_singular_values():
-    np.testing.assert_array_equal(jax.grad(nuclear_norm)(jnp.zeros((3, 3))), 0)
-    np.testing.assert_allclose(jax.grad(nuclear_norm)(jnp.eye(3)), np.eye(3), atol=1e-6)
-    # Damped by s / sqrt(s^2 + 1e-15): half a singular value of 1e-15 ** .5 would keep 1 / 5 ** .5.
-    small = 0.5 * 1e-15**0.5
-    gradient = jax.grad(nuclear_norm)(jnp.diag(jnp.array([1.0, small])))
-    np.testing.assert_allclose(jnp.diag(gradient), [1, 5**-0.5], rtol=1e-5)
+def test_paired_is_the_brier_score_with_less_weight_on_a_shared_error():
+    scores, pooled = full_pool()
+    p, t = distributions(scores, pooled)
+    brier = np.mean(np.sum((p - t) ** 2, axis=1))
+    shared = np.sum(np.mean(p - t, axis=0) ** 2)
+    value = float(paired(scores, *pooled))
+    assert value == pytest.approx(brier + (brier - shared) / (Q - 1), rel=1e-6)
+    plain_mse = np.mean((p - t) ** 2)
+    assert Q * L * plain_mse <= value <= Q * L * plain_mse * Q / (Q - 1)
+    # An error that is the same in every row counts once: exactly P times the plain MSE.
+    same_labels = jnp.tile(pooled.labels[:1], (Q, 1))
+    same_scores = jnp.tile(scores[:1], (Q, 1))
+    error = p[0] - t[0]
+    assert paired(same_scores, same_labels) == pytest.approx(np.sum(error**2), rel=1e-6)
+
+
+def test_paired_follows_the_row_to_its_query_and_the_transport_does_not():
+    scores, pooled = full_pool()
+    perfect = temperatures["temperature"] * pooled.labels + 0.1 * scores
+    moved = jnp.roll(perfect, 1, axis=0)
+    assert paired(moved, *pooled) > 2 * paired(perfect, *pooled)
+    right, wrong = transport(perfect, *pooled), transport(moved, *pooled)
+    assert wrong.value == pytest.approx(float(right.value), abs=VALUE_ATOL)
+
+
+def test_paired_is_never_below_the_transport_and_equals_it_when_rows_are_aligned():
+    scores, pooled = full_pool()
+    assert paired(scores, *pooled) > transport(scores, *pooled).value + 0.01
+    # Halfway from the mean to the target: E_p = E_t / 2, so A is symmetric.
+    _, t = distributions(scores, pooled)
+    between = jnp.asarray(np.log((t + t.mean(axis=0)) / 2), jnp.float32)
+    aligned = temperatures["temperature"] * between
+    expected = transport(aligned, *pooled)
+    assert expected.alignment == pytest.approx(1, abs=1e-5)
+    assert paired(aligned, *pooled) == pytest.approx(float(expected.value), abs=VALUE_ATOL)
+
+
+def test_one_query_leaves_the_gap_of_the_means_to_the_paired_loss_too():
+    scores, labels = jnp.array([[0.1, 0.2, 0.3, 0.4]]), jnp.array([[3.0, 2.0, 1.0, 0.0]])
+    assert paired(scores, labels) == pytest.approx(float(transport(scores, labels).value), rel=1e-6)

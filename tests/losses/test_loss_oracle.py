@@ -1,6 +1,6 @@
 """Values and gradients against the reference's numbers and against NumPy."""
 
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_losses
 import pytest
+from loss_cases import LEVELS, UNEVEN, keywords
 
 from synrank_jax.losses import LOSSES
 from synrank_jax.losses.pool import PoolLabels, pool_labels
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "loss" / "oracle.npz"
-LEVELS = (-1.0, 0.0, 1.0, 2.0, 3.0)
 KEYS = {"gaussian_wasserstein": "ws2", "listnet_kl": "kl", "infonce": "infonce"}
 CASES = {
     (case.rsplit("/", 1)[0], name)
@@ -177,17 +177,37 @@ def ragged_pool(in_batch_grade, dtype):
     return jnp.asarray(rng.normal(size=(5, 20)), dtype), pooled
 
 
+# Sinkhorn runs to the end here; test_sinkhorn.py tests where it stops by default.
+CONVERGED = {"threshold": 1e-12, "max_iterations": 20_000}
+PASSAGES = np.random.default_rng(1).normal(size=(20, 6))
 VARIANTS = {
-    "wasserstein": ("wasserstein", {"levels": LEVELS, "order": 1}),
+    **{name: (name, keywords(name, 5, positive_grade=2.0)) for name in LOSSES},
     "wasserstein, order 2": ("wasserstein", {"levels": LEVELS, "order": 2}),
-    **{name: (name, {}) for name in LOSSES if name != "wasserstein"},
+    "wasserstein, uneven": ("wasserstein", {"levels": LEVELS, "positions": UNEVEN, "order": 1}),
+    "sinkhorn": ("sinkhorn", {"levels": LEVELS, "epsilon": 1.0, **CONVERGED}),
+    "sinkhorn, uneven, order 2": (
+        "sinkhorn",
+        {"levels": LEVELS, "positions": UNEVEN, "order": 2, "epsilon": 4.0, **CONVERGED},
+    ),
+    "sinkhorn, embedding": (
+        "sinkhorn",
+        {"cost": "embedding", "passages": PASSAGES, "epsilon": 1.0, **CONVERGED},
+    ),
+    "soft_rank, uneven": ("soft_rank", {"levels": LEVELS, "positions": UNEVEN}),
 }
 
 
 @cache
 def compiled(variant):
     name, options = VARIANTS[variant]
-    return jax.jit(partial(LOSSES[name], temperature=0.3, target_temperature=0.7, **options))
+
+    def loss(scores, *pooled, temperature=0.3):
+        temperatures = {"temperature": temperature, "target_temperature": 0.7}
+        # An array of the precision under test.
+        arrays = {k: jnp.asarray(v) if k == "passages" else v for k, v in options.items()}
+        return LOSSES[name](scores, *pooled, **temperatures, **arrays)
+
+    return jax.jit(loss)
 
 
 @pytest.mark.parametrize("in_batch_grade", [None, 0.0])
@@ -199,6 +219,7 @@ def test_agrees_with_numpy(variant, in_batch_grade):
         value = compiled(variant)(scores, *pooled)
         arrays = (np.asarray(array) for array in (scores, *pooled))
     expected = getattr(numpy_losses, name)(*arrays, 0.3, 0.7, **options)
+    assert expected > 0.01
     assert value == pytest.approx(expected, abs=NUMPY_ATOL.get(name, NUMPY_ATOL_OTHERS))
 
 
@@ -210,20 +231,29 @@ STEP, DIFFERENCE_ATOL = 1e-6, 1e-8
 def gradient_and_differences(variant):
     def both(scores, pooled):
         def along(step):
-            return compiled(variant)(scores + step.reshape(scores.shape), *pooled)
+            scores_step, temperature_step = step[:-1].reshape(scores.shape), step[-1]
+            return compiled(variant)(
+                scores + scores_step, *pooled, temperature=0.3 + temperature_step
+            )
 
-        steps = STEP * jnp.eye(scores.size)
+        steps = STEP * jnp.eye(scores.size + 1)
         differences = (jax.lax.map(along, steps) - jax.lax.map(along, -steps)) / (2 * STEP)
-        return jax.grad(compiled(variant))(scores, *pooled), differences.reshape(scores.shape)
+
+        def loss(scores, temperature):
+            return compiled(variant)(scores, *pooled, temperature=temperature)
+
+        by_scores, by_temperature = jax.grad(loss, argnums=(0, 1))(scores, 0.3)
+        return jnp.append(by_scores, by_temperature), differences
 
     return jax.jit(both)
 
 
 @pytest.mark.parametrize("in_batch_grade", [None, 0.0])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_gradient_equals_finite_differences(variant, in_batch_grade):
+def test_gradients_by_scores_and_temperature_equal_finite_differences(variant, in_batch_grade):
     with jax.enable_x64(True):
         scores, pooled = ragged_pool(in_batch_grade, jnp.float64)
-        gradient, differences = gradient_and_differences(variant)(scores, pooled)
-    assert np.linalg.norm(gradient) > 0.01
+        gradient, differences = map(np.asarray, gradient_and_differences(variant)(scores, pooled))
+    assert np.linalg.norm(gradient[:-1]) > 0.005
+    assert abs(gradient[-1]) > 1e-3
     np.testing.assert_allclose(gradient, differences, atol=DIFFERENCE_ATOL, rtol=1e-6)

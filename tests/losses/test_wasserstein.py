@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_losses
 import pytest
+from loss_cases import LEVELS, UNEVEN
 from ott.geometry.costs import PNormP
 from ott.geometry.pointcloud import PointCloud
 from ott.problems.linear.linear_problem import LinearProblem
@@ -12,8 +13,6 @@ from ott.solvers.linear.univariate import quantile_solver
 
 from synrank_jax.losses.wasserstein import transport_cost, wasserstein
 
-LEVELS = (-1.0, 0.0, 1.0, 2.0, 3.0)
-UNEVEN = (-3.0, 0.0, 0.5, 2.0, 3.0)
 VALUE_ATOL = 1e-6  # float32 sums of five masses, times level distances up to 6
 SOLVER_ATOL = 1e-8  # scipy's simplex in float64
 
@@ -125,7 +124,7 @@ def test_equal_histograms_cost_nothing_and_order_1_has_no_gradient(order):
 
 row_loss = jax.jit(
     partial(wasserstein, target_temperature=0.5),
-    static_argnames=("levels", "order"),
+    static_argnames=("levels", "positions", "order"),
 )
 
 
@@ -141,6 +140,43 @@ def test_all_mass_on_in_batch_passages_travels_from_their_level(order, expected)
         order=order,
     )
     assert value == pytest.approx(expected, abs=VALUE_ATOL)
+
+
+@pytest.mark.parametrize(("order", "expected"), [(1, 0.75 * 6), (2, 0.75 * 36)])
+def test_positions_say_where_the_levels_lie(order, expected):
+    # As above, with the in-batch level three below grade 0.
+    value = row_loss(
+        jnp.zeros((1, 4)),
+        jnp.array([[3.0, -1.0, -1.0, -1.0]]),
+        target_where=jnp.array([[True, False, False, False]]),
+        temperature=1.0,
+        levels=LEVELS,
+        positions=UNEVEN,
+        order=order,
+    )
+    assert value == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_moving_the_levels_is_relabelling_with_the_same_target(order):
+    rng = np.random.default_rng(0)
+    scores = jnp.asarray(rng.normal(size=(4, 6)), jnp.float32)
+    labels = jnp.asarray(rng.integers(-1, 4, (4, 6)), jnp.float32)
+    doubled = tuple(2 * level for level in LEVELS)
+    gradient = jax.jit(
+        jax.value_and_grad(wasserstein),
+        static_argnames=("levels", "positions", "order"),
+    )
+    # Doubled labels under a doubled temperature make the same target.
+    value, by_scores = gradient(
+        scores, labels, temperature=1.0, target_temperature=0.5, levels=LEVELS,
+        positions=doubled, order=order,
+    )  # fmt: skip
+    expected, expected_by_scores = gradient(
+        scores, 2 * labels, temperature=1.0, target_temperature=1.0, levels=doubled, order=order
+    )
+    assert value == pytest.approx(float(expected), rel=1e-6)
+    np.testing.assert_allclose(by_scores, expected_by_scores, atol=VALUE_ATOL)
 
 
 def test_passages_of_one_grade_are_interchangeable():
