@@ -57,6 +57,6 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     )
     of_temperature = optax.masked(
         optax.scale(config.temperature_learning_rate / config.learning_rate),
-        lambda params: {name: name == LOG_TEMPERATURE for name in params},
+        lambda params: jax.tree.map(lambda leaf: leaf.ndim == 0, params),  # the only scalar
     )
     return optax.chain(clip, adamw, of_temperature)

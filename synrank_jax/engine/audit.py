@@ -191,7 +191,7 @@ def _target_mass(config: Config, lists: PreparedLists, pool_size: int) -> dict[i
 def _gradient_share(config: Config, parts: list[Scored], gradient: Any) -> dict[str, float]:
     sums = {str(grade): 0.0 for grade in config.data.grades} | {IN_BATCH: 0.0}
     for part in parts:
-        scores, pool, _ = part
+        pool = part.pool
         queries, items = pool.labels.shape
         size = np.abs(np.asarray(gradient(*part)[1])).reshape(queries, queries, items)
         own = size[np.arange(queries), np.arange(queries)]
