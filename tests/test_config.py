@@ -119,3 +119,83 @@ def test_broken_yaml_is_named_with_its_line(tmp_path: Path):
 def test_a_malformed_override_says_how_to_write_it(minimal: Path, override: str):
     with pytest.raises(UserError, match=r"section\.field=value"):
         load_config(minimal, [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["loss.wassertein=1"], r"loss\.wassertein: no such key .* did you mean 'wasserstein'"),
+        (["loss.sinkhorn_espilon=1"], r"loss\.sinkhorn_espilon.*did you mean 'sinkhorn_epsilon'"),
+        (["loss.temperature=0"], r"loss\.temperature: .*greater than 0.*value 0"),
+        (["loss.target_temperature=-1"], r"loss\.target_temperature: .*greater than 0.*value -1"),
+        (["loss.sinkhorn_epsilon=0"], r"loss\.sinkhorn_epsilon: .*greater than 0"),
+        (
+            ["loss.gaussian_wasserstein=1", "train.pool_size=1"],
+            r"loss\.gaussian_wasserstein compares the queries.*train\.pool_size is 1",
+        ),
+        (
+            ["loss.gaussian_paired=1", "train.global_batch_size=1"],
+            r"loss\.gaussian_paired compares the queries.*train\.pool_size is 1",
+        ),
+        (
+            ["loss.gaussian_paired=1", "loss.gaussian_group_size=1"],
+            r"loss\.gaussian_paired compares the queries.*loss\.gaussian_group_size is 1",
+        ),
+        (
+            ["loss.gaussian_wasserstein=1", "loss.gaussian_group_size=5"],
+            r"loss\.gaussian_group_size 5 does not divide the pool of 16",
+        ),
+        (
+            ["loss.gaussian_wasserstein=1", "loss.gaussian_group_size=4", "loss.scope=list"],
+            r"gaussian_group_size 4: groups share their passages",
+        ),
+        (
+            ["loss.approx_ndcg=1", "loss.learn_temperature=true"],
+            r"learn_temperature: approx_ndcg does not support it",
+        ),
+        (
+            ["loss.soft_rank=1", "loss.learn_temperature=true"],
+            r"learn_temperature: soft_rank does not support it",
+        ),
+        (
+            ["loss.sinkhorn=1", "loss.sinkhorn_cost=embedding"],
+            r"sinkhorn_cost: embedding .*loss\.scope=list",
+        ),
+        (["loss.grade_positions=[0, 1, 2]"], r"grade_positions \[0.0, 1.0, 2.0\].*\[-1.0, 0.0"),
+        (["loss.grade_positions=[0, 1, 2, 2, 3]"], r"grade_positions.*strictly ascending"),
+        (["loss.grade_positions=[0, 1, 2, .nan, 3]"], r"grade_positions\.3: .*finite"),
+        (
+            ["loss.infonce_sampled=1", "loss.positive_grade=4"],
+            r"loss\.positive_grade 4 is above the highest of data\.grades, 3",
+        ),
+        (
+            ["loss.infonce_sampled=1", "loss.in_batch_grade=2"],
+            r"loss\.in_batch_grade 2 would make in-batch passages positives of infonce_sampled",
+        ),
+        (
+            ["loss.infonce=1", "loss.in_batch_grade=3.5"],
+            r"loss\.in_batch_grade 3.5 would make in-batch passages positives of infonce",
+        ),
+    ],
+)
+def test_losses_and_options_that_do_not_fit_are_refused_with_the_field(
+    minimal: Path, overrides: list[str], message: str
+):
+    with pytest.raises(UserError, match=message):
+        load_config(minimal, overrides)
+
+
+def test_a_weighted_sum_of_losses_is_one_line(minimal: Path):
+    text = MINIMAL.replace("{wasserstein: 1.0}", "{wasserstein: 1.0, infonce: 0.1}")
+    minimal.write_text(text)
+    assert load_config(minimal).loss.weights() == {"wasserstein": 1.0, "infonce": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("grade", "levels"),
+    [("null", (-1, 0, 1, 2, 3)), ("0", (0, 1, 2, 3)), ("0.5", (0, 0.5, 1, 2, 3))],
+)
+def test_the_grade_axis_has_a_level_for_in_batch_passages(
+    minimal: Path, grade: str, levels: tuple[float, ...]
+):
+    assert load_config(minimal, [f"loss.in_batch_grade={grade}"]).levels() == levels

@@ -21,7 +21,7 @@ from synrank_jax.contract import (
 )
 from synrank_jax.engine.checkpoint import Trained
 from synrank_jax.engine.encoding import JaxEncoder
-from synrank_jax.engine.state import split_model
+from synrank_jax.engine.state import LOG_TEMPERATURE, split_model
 from synrank_jax.errors import UserError
 from synrank_jax.hub import model_folder
 from synrank_jax.model_card import fenced, model_card, plain, source_license
@@ -296,7 +296,11 @@ def test_command_exports_the_trained_weights(
     contract = minilm_contract(**TINY_CONTRACT)
     _, params = split_model(dual_encoder(tiny_source, contract))
     trained = {name: np.asarray(value) * np.float32(1.5) for name, value in params.items()}
-    checkpoint = Trained(config(tiny_source), contract, trained, step=7, data_sha256="0")
+    trained[LOG_TEMPERATURE] = np.log(np.float32(0.125))
+    learning = config(tiny_source)
+    loss = learning.loss.model_copy(update={"learn_temperature": True})
+    learning = learning.model_copy(update={"loss": loss})
+    checkpoint = Trained(learning, contract, trained, step=7, data_sha256="0")
     monkeypatch.setattr(export, "load_trained", lambda path: checkpoint)
     metrics = tmp_path / "metrics.json"
     evaluation(contract).write(metrics)
@@ -315,15 +319,17 @@ def test_command_exports_the_trained_weights(
     np.testing.assert_array_equal(weights["pooler.dense.weight"], source.astype(np.float32))
     card = (output / "README.md").read_text("utf-8")
     assert "| 0.3159 |" in card
+    assert "- Temperature: 0.125, learned from 0.05\n" in card
     assert yaml.safe_load(card.split("---\n")[1])["license"] == "mit"
 
 
 def test_model_card_states_training_and_escapes_texts_from_outside(tiny_source: Path) -> None:
     contract = minilm_contract(query_prompt="```\n<script>")
     result = evaluation(contract, label="a|b <img src=x> [link](http://example.org)")
-    card = model_card(config(tiny_source), contract, 7, tiny_source, [result])
+    card = model_card(config(tiny_source), contract, 7, 0.05, tiny_source, [result])
     assert "- Length: 7 steps of 16 queries" in card
     assert "- Loss: wasserstein (weight 1)" in card
+    assert "- Temperature: 0.05\n" in card
     assert "<img" not in card
     assert "](http" not in card
     table = [line for line in card.splitlines() if line.startswith("| a&#124;b")]

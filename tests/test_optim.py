@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -46,6 +47,16 @@ def test_weight_decay_touches_matrices_only():
     updates, _ = tx.update(zero, tx.init(params), params)
     np.testing.assert_allclose(updates["kernel"], -0.1 * np.ones((2, 2)), rtol=F32_RTOL)
     np.testing.assert_array_equal(updates["bias"], np.zeros(2))
+
+
+def test_a_temperature_has_its_own_learning_rate_and_no_decay():
+    options = {"learning_rate": 1e-5, "temperature_learning_rate": 1e-2, "weight_decay": 0.1}
+    tx = make_optimizer(OptimizerConfig(warmup_fraction=0, clip_norm=None, **options), 1)
+    params = {"kernel": jnp.ones((2, 2)), "log_temperature": jnp.float32(-3)}
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    # Adam's first update of a gradient of 1 is its learning rate, up to eps.
+    np.testing.assert_allclose(updates["kernel"], -1e-5 * 1.1 * np.ones((2, 2)), rtol=1e-6)
+    np.testing.assert_allclose(updates["log_temperature"], -1e-2, rtol=1e-6)
 
 
 def test_gradients_are_clipped_to_the_global_norm():

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 
 from synrank_jax import prepare, train
-from synrank_jax.config import Config, MeshConfig, to_yaml
+from synrank_jax.config import LOSS_NAMES, Config, MeshConfig, to_yaml
 from synrank_jax.contract import CONTRACT_FILE
 from synrank_jax.engine.checkpoint import CHECKPOINTS, load_trained
+from synrank_jax.engine.encoding import checkpoint_encoder
 from synrank_jax.engine.monitor import NonFiniteError
 from synrank_jax.engine.runfolder import locked
 from synrank_jax.errors import UserError
@@ -128,13 +130,15 @@ def test_training_lowers_the_loss(tiny_config: Config, tmp_path: Path):
 @pytest.mark.parametrize(
     "loss",
     [
-        {"gaussian_wasserstein": 1.0, "in_batch_grade": 0.0},
-        {"infonce": 1.0, "scope": "list"},
-        {"listnet_kl": 1.0, "wasserstein": 0.5},
+        {"gaussian_wasserstein": 1.0, "gaussian_paired": 1.0, "in_batch_grade": 0.0},
+        {"gaussian_wasserstein": 1.0, "gaussian_group_size": 4, "gaussian_solver": "newton_schulz"},
+        {"infonce": 1.0, "sinkhorn": 1.0, "sinkhorn_cost": "embedding", "scope": "list"},
+        {"wasserstein": 0.5, "wasserstein_order": 2, "grade_positions": (-4.0, 0.0, 1.0, 2.0, 4.0)},
+        dict.fromkeys(LOSS_NAMES, 1.0),
     ],
-    ids=lambda loss: next(iter(loss)),
+    ids=["gaussian", "groups", "list", "positions", "all"],
 )
-def test_every_loss_trains_in_pools(tiny_config: Config, tmp_path: Path, loss: dict):
+def test_losses_train_in_pools(tiny_config: Config, tmp_path: Path, loss: dict):
     prepared(tiny_config, tmp_path)
     config = changed(tiny_config, "loss", **{"wasserstein": 0.0, **loss})
     config = changed(config, "train", steps=2, global_batch_size=16, pool_size=8)
@@ -145,6 +149,35 @@ def test_every_loss_trains_in_pools(tiny_config: Config, tmp_path: Path, loss: d
     assert set(config.loss.weights()) <= record.keys()
     if "gaussian_wasserstein" in loss:
         assert -1 <= record["alignment"] <= 1
+    if config.loss.scope == "pool":
+        assert 0 < record["own_list_target_mass"] <= 1
+
+
+def test_a_learnable_temperature_is_trained_logged_saved_and_resumed(
+    tiny_config: Config, tmp_path: Path
+):
+    prepared(tiny_config, tmp_path)
+    config = changed(tiny_config, "loss", learn_temperature=True, temperature=0.2)
+    with pytest.raises(Stopped):
+        train.run(config, on_step=stop_at(5))
+    run = train.run(config).folder
+    logged = [record["temperature"] for record in read_metrics(run)]
+    assert logged[0] == pytest.approx(0.2, rel=1e-6)
+    # Adam's updates are about the learning rate, 1e-3, in the logarithm.
+    assert all(1e-5 < abs(np.log(b / a)) < 3e-3 for a, b in pairwise(logged))
+    trained = load_trained(run)
+    assert trained.temperature != pytest.approx(logged[-1], rel=1e-6)
+    assert trained.temperature == pytest.approx(logged[-1], rel=3e-3)
+    checkpoint_encoder(run, batch_size=2).encode(["bal"], "query")  # it is no weight of the encoder
+
+
+def test_without_learning_the_temperature_is_that_of_the_configuration(
+    tiny_config: Config, tmp_path: Path
+):
+    prepared(tiny_config, tmp_path)
+    run = train.run(tiny_config).folder
+    assert load_trained(run).temperature == tiny_config.loss.temperature
+    assert "temperature" not in read_metrics(run)[-1]
 
 
 def test_run_folder_holds_config_contract_and_checkpoints(tiny_config: Config, tmp_path: Path):

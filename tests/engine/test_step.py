@@ -14,7 +14,7 @@ from synrank_jax.contract import resolve_contract
 from synrank_jax.data.pipeline import PreparedLists, batches
 from synrank_jax.engine.batches import to_devices
 from synrank_jax.engine.encoding import load_model
-from synrank_jax.engine.state import initial_state, merge_model, split_model
+from synrank_jax.engine.state import LOG_TEMPERATURE, initial_state, merge_model, split_model
 from synrank_jax.engine.step import make_pool_loss, make_train_step
 from synrank_jax.optim import make_optimizer
 from synrank_jax.parallel.mesh import BATCH_AXES
@@ -29,11 +29,23 @@ GRADIENT_FLOOR = 1e-3
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 LAYOUTS = {"data 8": (8, 1), "data 2 x fsdp 4": (2, 4), "fsdp 8": (1, 8)}
-LOSSES = {
+OTHER_LOSSES = (
+    *("sinkhorn", "gaussian_paired", "listnet_kl", "listmle", "ranknet", "lambdarank"),
+    *("approx_ndcg", "soft_rank", "infonce_sampled", "margin_mse"),
+)
+LOSSES: dict[str, dict] = {
     "wasserstein": {"wasserstein": 1.0, "target_temperature": 0.5},
     "gaussian": {"wasserstein": 0.0, "gaussian_wasserstein": 1.0, "in_batch_grade": 0.0},
-    "infonce": {"wasserstein": 0.0, "infonce": 1.0},
-}
+    "infonce": {"wasserstein": 0.0, "infonce": 1.0, "learn_temperature": True},
+    "groups": {
+        "wasserstein": 0.0,
+        "gaussian_wasserstein": 1.0,
+        "gaussian_paired": 1.0,
+        "gaussian_group_size": 4,
+        "gaussian_solver": "newton_schulz",
+        "in_batch_grade": 0.0,
+    },
+} | {name: {"wasserstein": 0.0, "target_temperature": 0.5, name: 1.0} for name in OTHER_LOSSES}
 
 
 def mesh_of(data: int, fsdp: int) -> Mesh:
@@ -57,6 +69,8 @@ def batch(tiny_config: Config, tmp_path: Path) -> Batch:
 def gradients(config: Config, batch: Batch, mesh: Mesh) -> tuple[float, dict[str, np.ndarray]]:
     contract = resolve_contract(config)
     structure, params = split_model(load_model(config.model, contract))
+    if config.loss.learn_temperature:
+        params[LOG_TEMPERATURE] = jnp.log(jnp.float32(config.loss.temperature))
     state = initial_state(params, make_optimizer(config.optimizer, 10), mesh)
     loss = make_pool_loss(structure, config, contract, mesh)
     pool = jax.tree.map(lambda leaf: leaf[0], to_devices(batch, mesh))
@@ -86,6 +100,11 @@ def with_loss(config: Config, name: str, dropout: float = 0.0) -> Config:
 @pytest.mark.parametrize(
     ("loss", "layout", "dropout"),
     [
+        *(
+            pytest.param(name, "data 2 x fsdp 4", 0.1, marks=pytest.mark.slow)
+            for name in OTHER_LOSSES
+        ),
+        ("groups", "fsdp 8", 0.0),
         ("wasserstein", "data 8", 0.0),
         ("wasserstein", "fsdp 8", 0.1),
         ("gaussian", "data 2 x fsdp 4", 0.0),
@@ -133,6 +152,20 @@ def test_dropout_changes_with_the_step_and_not_with_the_place_in_the_batch(
 ):
     config = with_loss(tiny_config, "wasserstein", dropout=0.1)
     config = config.model_copy(update={"loss": config.loss.model_copy(update={"scope": "list"})})
+    contract = resolve_contract(config)
+    structure, params = split_model(load_model(config.model, contract))
+    loss = jax.jit(make_pool_loss(structure, config, contract, mesh_of(1, 1)))
+    pool = jax.tree.map(lambda leaf: leaf[0], batch)
+    reversed_pool = jax.tree.map(lambda leaf: leaf[::-1], pool)
+    first, _ = loss(params, 0, pool)
+    assert float(loss(params, 0, reversed_pool)[0]) == pytest.approx(float(first), rel=LOSS_RTOL)
+    assert abs(float(loss(params, 1, pool)[0]) - float(first)) > 1e-3
+
+
+def test_a_drawn_positive_changes_with_the_step_and_not_with_the_place_in_the_batch(
+    tiny_config: Config, batch: Batch
+):
+    config = with_loss(tiny_config, "infonce_sampled")
     contract = resolve_contract(config)
     structure, params = split_model(load_model(config.model, contract))
     loss = jax.jit(make_pool_loss(structure, config, contract, mesh_of(1, 1)))
