@@ -54,9 +54,9 @@ def test_a_temperature_has_its_own_learning_rate_and_no_decay():
     tx = make_optimizer(OptimizerConfig(warmup_fraction=0, clip_norm=None, **options), 1)
     params = {"kernel": jnp.ones((2, 2)), "log_temperature": jnp.float32(-3)}
     updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
-    # Adam's first update of a gradient of 1 is its learning rate, up to eps.
-    np.testing.assert_allclose(updates["kernel"], -1e-5 * 1.1 * np.ones((2, 2)), rtol=1e-6)
-    np.testing.assert_allclose(updates["log_temperature"], -1e-2, rtol=1e-6)
+    # Adam's first update of a gradient of 1 is its learning rate, up to the rounding of 1 - b2.
+    np.testing.assert_allclose(updates["kernel"], -1e-5 * 1.1 * np.ones((2, 2)), rtol=1e-5)
+    np.testing.assert_allclose(updates["log_temperature"], -1e-2, rtol=1e-5)
 
 
 def test_gradients_are_clipped_to_the_global_norm():
