@@ -240,7 +240,7 @@ def losses_table(rounds: int) -> None:
     }
     keywords: dict[str, dict[str, Any]] = {
         "wasserstein": {"levels": LEVELS},
-        "sinkhorn": {"levels": LEVELS, "epsilon": 0.1},
+        "sinkhorn": {"levels": LEVELS, "epsilon": 0.5},
         "soft_rank": {"levels": LEVELS},
         "infonce_sampled": {
             "positive_grade": 2.0,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from synrank_jax import audit, prepare
-from synrank_jax.config import Config, to_yaml
+from synrank_jax.config import LOSS_NAMES, Config, to_yaml
 from synrank_jax.data.pipeline import PreparedLists
 from synrank_jax.engine.audit import IN_BATCH, Measurements, measure, score_lists
 from synrank_jax.errors import UserError
@@ -97,6 +97,23 @@ def test_a_loss_of_the_own_list_has_nothing_in_batch(tiny_config: Config):
     assert found.gradient_share[IN_BATCH] == 0
     assert set(found.target_mass.values()) == {1.0}
     assert found.blindness["loss"] > 0.01
+
+
+@pytest.mark.usefixtures("config_file")
+def test_groups_are_blind_to_shuffling_within_them(tiny_config: Config):
+    config = with_loss(tiny_config, **GAUSSIAN, gaussian_group_size=4)
+    found = measure(config, pools=1)
+    assert found.blindness["gaussian_wasserstein"] < 1e-5
+    assert list(found.gradient_norm) == [4, 8]
+
+
+@pytest.mark.usefixtures("config_file")
+def test_every_loss_can_be_audited(tiny_config: Config):
+    config = with_loss(tiny_config, **dict.fromkeys(LOSS_NAMES, 1.0))
+    assert measure(config, pools=1).blindness.keys() == {"loss", *LOSS_NAMES}
+    of_passages = {"wasserstein": 0.0, "sinkhorn": 1.0, "sinkhorn_cost": "embedding"}
+    found = measure(with_loss(tiny_config, scope="list", **of_passages), pools=1)
+    assert found.blindness["sinkhorn"] > 0.01
 
 
 @pytest.mark.usefixtures("config_file")

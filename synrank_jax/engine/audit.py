@@ -158,15 +158,24 @@ def _blindness(
     changes: dict[str, list[float]] = {name: [] for name in names}
     for part, before in zip(parts, losses, strict=True):
         for _ in range(SHUFFLES):
-            # One random cycle through all queries: none keeps its own list.
-            order = rng.permutation(len(part.scores))
-            others = order[(np.argsort(order) + 1) % len(order)]
+            others = _shuffle(rng, len(part.scores), config.loss.gaussian_group_size)
             (value, metrics), _ = gradient(part.scores[others], *part[1:])
             after = {"loss": value, **metrics}
             for name in names:
                 changes[name].append(abs(float(after[name] - before[name])))
     sizes = {name: fmean(abs(float(values[name])) for values in losses) for name in names}
     return {name: fmean(changes[name]) / max(sizes[name], 1e-30) for name in names}
+
+
+def _shuffle(
+    rng: np.random.Generator, queries: int, group_size: int | None
+) -> npt.NDArray[np.int64]:
+    """Another query for each, by one random cycle through every group: none keeps its own list."""
+    size = group_size or queries
+    cycles = [rng.permutation(size) for _ in range(queries // size)]
+    return np.concatenate(
+        [group * size + order[(np.argsort(order) + 1) % size] for group, order in enumerate(cycles)]
+    )
 
 
 def _target_mass(config: Config, lists: PreparedLists, pool_size: int) -> dict[int, float]:
