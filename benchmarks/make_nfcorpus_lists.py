@@ -4,7 +4,8 @@
 
 1,000 NFCorpus train queries, none of them in nfcorpus-synthetic; each with two of its judged
 documents (grade 3: all train judgements are "relevant") and two random documents that are not
-judged for it (grade 0). All draws are by the SHA-256 of the ids, so everyone gets the same lists.
+judged for it (grade 0). exclude.tsv names its other judged documents. All draws are by the SHA-256
+of the ids, so everyone gets the same lists.
 """
 
 import argparse
@@ -23,7 +24,7 @@ PER_GRADE = 2
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write corpus.jsonl, queries.jsonl and qrels/train.tsv."""
+    """Write corpus.jsonl, queries.jsonl, qrels/train.tsv and exclude.tsv."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -58,6 +59,13 @@ def main(argv: list[str] | None = None) -> None:
         args.output / "queries.jsonl",
         "".join(row({"_id": i, "text": queries[i]}) for i in grades),
     )
+    # The other judged documents are no negatives where they stand in other lists.
+    barred = [
+        f"{q}\t{d}\n"
+        for q, own in grades.items()
+        for d in sorted(qrels[q].keys() & set(documents) - own.keys())
+    ]
+    write_text(args.output / "exclude.tsv", "query-id\tcorpus-id\n" + "".join(barred))
     pairs = [f"{q}\t{d}\t{g}\n" for q, judged in grades.items() for d, g in judged.items()]
     write_text(args.output / "qrels" / "train.tsv", "query-id\tcorpus-id\tscore\n" + "".join(pairs))
     print(f"{len(grades)} lists, {len(documents)} documents: {args.output}")

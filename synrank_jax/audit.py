@@ -54,7 +54,7 @@ def warnings_of(config: Config, found: Measurements) -> Iterator[str]:
         yield (
             f"only {mass:.0%} of the target is on the own list at pool {size}: set "
             "loss.in_batch_grade null or lower, a lower loss.target_temperature, or a smaller "
-            "train.pool_size"
+            "train.pool_size (for Gaussian losses loss.gaussian_group_size)"
         )
     share = found.gradient_share
     if share[IN_BATCH] > MOST_IN_BATCH_GRADIENT:

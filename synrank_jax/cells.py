@@ -11,13 +11,16 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from synrank_jax import prepare, train
+from synrank_jax.config import to_yaml
 from synrank_jax.contract import contract_of_folder
+from synrank_jax.data.manifest import read_manifest
 from synrank_jax.encoders import load_encoder
 from synrank_jax.engine.checkpoint import CHECKPOINTS
 from synrank_jax.engine.monitor import NonFiniteError
-from synrank_jax.engine.runfolder import CONFIG_FILE, claim
+from synrank_jax.engine.runfolder import claim
 from synrank_jax.errors import UserError
 from synrank_jax.evaluate import METRICS_FILE, evaluate_collection, read_collection, write_results
 from synrank_jax.experiment import Cell
@@ -28,6 +31,7 @@ from synrank_jax.retrieval.result import EvaluationResult
 logger = logging.getLogger(__name__)
 
 FAILED_FILE = "failed.txt"
+LISTS_FILE = "lists.sha256"
 SECONDS_FILE = "seconds.json"
 TRAINING = "(training)"  # no evaluation can have this name
 
@@ -88,7 +92,7 @@ class Runner:
 
     def __init__(self, evaluations: Sequence[str]) -> None:
         self._evaluations = set(evaluations)
-        self._prepared: set[str] = set()
+        self._prepared: dict[Path, str] = {}  # folder -> fingerprint of its lists
         self._contract = functools.cache(contract_of_folder)
         self._collection = functools.cache(read_collection)
 
@@ -105,6 +109,8 @@ class Runner:
         contract = self._contract(model_folder(model.path, model.revision), cell.config.encoding)
         cell.folder.mkdir(parents=True, exist_ok=True)
         claim(cell.folder, cell.config, contract)
+        if cell.trained:
+            self._claim_lists(cell)
         wanted = [name for name in cell.evaluations if name in self._evaluations]
         todo = [name for name in wanted if finished(cell, name) is None]
         if todo and failure(cell) is None:
@@ -118,7 +124,6 @@ class Runner:
 
     def _train_and_evaluate(self, cell: Cell, names: Sequence[str]) -> None:
         if cell.trained:
-            self._prepare(cell)
             with _timed(cell, TRAINING):
                 train.run(cell.config)
         sections = {name: cell.evaluations[name] for name in names}
@@ -137,9 +142,28 @@ class Runner:
                 )
             write_results(cell.results(name), result, run)
 
-    def _prepare(self, cell: Cell) -> None:
-        """Prepare the cell's lists, or verify them, once for all cells that share them."""
-        lists = cell.config.data.prepared
-        if lists not in self._prepared:
-            prepare.main(["--config", str(cell.folder / CONFIG_FILE)])
-            self._prepared.add(lists)
+    def _claim_lists(self, cell: Cell) -> None:
+        """Store the fingerprint of a new cell's lists, or compare it with that of a begun one.
+
+        The lists are prepared, or verified, once for all cells that share them.
+
+        Raises:
+            UserError: the cell was trained on other lists.
+        """
+        folder = Path(cell.config.data.prepared)
+        if folder not in self._prepared:
+            # Not the cell's stored configuration, whose sources may be former ones.
+            config_file = folder.with_suffix(".yaml")
+            config_file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(config_file, to_yaml(cell.config))
+            prepare.main(["--config", str(config_file)])
+            self._prepared[folder] = read_manifest(folder).lists_sha256
+        file, fingerprint = cell.folder / LISTS_FILE, self._prepared[folder]
+        if not file.exists():
+            write_text(file, f"{fingerprint}\n")
+        elif (stored := file.read_text("utf-8").strip()) != fingerprint:
+            raise UserError(
+                f"{cell.folder}: trained on lists with fingerprint {stored[:12]}, but those of "
+                f"the experiment now have {fingerprint[:12]}; delete the folder to train it again, "
+                "or choose another --output"
+            )

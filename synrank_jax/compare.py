@@ -182,8 +182,8 @@ def run(study: Study, plan: Plan) -> Report:
                 runner.run(cell)
             for cell in _final_cells(study, arm)[number : number + 1]:
                 runner.run(cell)
-        report = make_report(study, plan)
-        write_report(study.output, report)
+            report = make_report(study, plan)
+            write_report(study.output, report)
     return report
 
 

@@ -13,13 +13,22 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from synrank_jax.errors import UserError
 
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number, not true or false")
+    return value
+
+
+Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_no_bool)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_bool)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_no_bool)]
 
 
 class Section(BaseModel):
@@ -127,7 +136,7 @@ class LossConfig(Section):
     infonce_sampled: NonNegativeFloat = 0.0
     """Weight of InfoNCE with one random positive per query; its other positives are masked."""
     margin_mse: NonNegativeFloat = 0.0
-    """Weight of the squared error of score margins against those of teacher scores."""
+    """Weight of the squared error of score margins against those of the grades."""
     scope: Literal["list", "pool"] = "pool"
     """`list`: a query meets only its own list. `pool`: also the passages of the other lists in
     its loss pool."""
@@ -138,13 +147,13 @@ class LossConfig(Section):
     checkpoint and stated in the exported model card."""
     target_temperature: PositiveFloat = 1.0
     """Grades are divided by it before the softmax that makes the target."""
-    in_batch_grade: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    in_batch_grade: Number | None = None
     """Grade of in-batch passages in the target softmax. Null: no target mass on them, and on the
     grade axis they stand one level below the lowest grade."""
-    grade_positions: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] | None = None
+    grade_positions: tuple[Number, ...] | None = None
     """Where the levels lie on the axis of wasserstein, sinkhorn and soft_rank, ascending: one
-    position for each of data.grades and, if it is a level of its own, the in-batch level. Null: at
-    their own values."""
+    position for each of data.grades and, under `scope: pool`, for the in-batch level if it is none
+    of them. Null: at their own values."""
     wasserstein_order: Literal[1, 2] = 1
     """p of the cost |level - level'|^p of wasserstein and sinkhorn."""
     sinkhorn_cost: Literal["grade", "embedding"] = "grade"
@@ -167,6 +176,10 @@ class LossConfig(Section):
         named = {name: getattr(self, name) for name in LOSS_NAMES}
         return {name: weight for name, weight in named.items() if weight > 0}
 
+    def target_group_size(self) -> int | None:
+        """Queries that share a target; None: the whole pool, as for any loss but the Gaussians."""
+        return self.gaussian_group_size if self.weights().keys() <= set(BATCH_STATISTICS) else None
+
     @model_validator(mode="after")
     def _some_loss(self) -> Self:
         if not self.weights():
@@ -187,10 +200,16 @@ class LossConfig(Section):
                 "sinkhorn_cost: embedding compares all passages of a row with each other, which "
                 "only `scope: list` can afford; set loss.scope=list or loss.sinkhorn_cost=grade"
             )
-        if self.gaussian_group_size is not None and self.scope == "list":
+        statistics = [name for name in BATCH_STATISTICS if name in on]
+        if self.scope == "list" and statistics:
             raise ValueError(
-                f"gaussian_group_size {self.gaussian_group_size}: groups share their passages, "
-                "which `scope: list` does not; set it null or loss.scope=pool"
+                f"{statistics[0]}: its queries share the passages of the pool, which `scope: list` "
+                "does not; set loss.scope=pool (loss.gaussian_group_size makes small pools)"
+            )
+        if self.scope == "list" and self.in_batch_grade is not None:
+            raise ValueError(
+                f"in_batch_grade {self.in_batch_grade:g}: under `scope: list` there are no "
+                "in-batch passages; set it null or loss.scope=pool"
             )
         return self
 
@@ -236,7 +255,8 @@ class OptimizerConfig(Section):
     b2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     eps: PositiveFloat = 1e-8
     clip_norm: PositiveFloat | None = 1.0
-    """Clip the global gradient norm to this; null: no clipping."""
+    """Clip the global gradient norm (a learnable temperature's included) to this; null: no
+    clipping."""
     temperature_learning_rate: PositiveFloat = 1e-3
     """Peak learning rate of a learnable temperature's logarithm, on the same schedule: the rates
     that suit weights would hardly move it."""
@@ -336,8 +356,9 @@ class Config(Section):
         return float(min(self.data.grades)) - 1 if grade is None else grade
 
     def levels(self) -> tuple[float, ...]:
-        """Points of the grade axis, ascending: the grades and `in_batch_level`."""
-        return tuple(sorted({self.in_batch_level(), *map(float, self.data.grades)}))
+        """Points of the grade axis, ascending: the grades and, in a pool, `in_batch_level`."""
+        in_batch = {self.in_batch_level()} if self.loss.scope == "pool" else set[float]()
+        return tuple(sorted({*in_batch, *map(float, self.data.grades)}))
 
     @model_validator(mode="after")
     def _losses_fit(self) -> Self:
@@ -351,10 +372,15 @@ class Config(Section):
         ):
             raise ValueError(
                 f"loss.grade_positions {list(positions)} must give each of the levels "
-                f"{list(levels)} ({self.in_batch_level():g} is that of in-batch passages) one "
+                f"{list(levels)} (data.grades and, in a pool, the level of in-batch passages) one "
                 "position, strictly ascending"
             )
         top = self.data.grades[-1]
+        if loss.in_batch_grade is not None and loss.in_batch_grade > top:
+            raise ValueError(
+                f"loss.in_batch_grade {loss.in_batch_grade:g} is above the highest of data.grades, "
+                f"{top}; in-batch passages are no better than the best of the list"
+            )
         if "infonce_sampled" in on and loss.positive_grade > top:
             raise ValueError(
                 f"loss.positive_grade {loss.positive_grade} is above the highest of data.grades, "

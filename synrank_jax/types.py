@@ -25,6 +25,8 @@ class Batch(NamedTuple):
     labels: [N, Q, L] float32 grades; 0 where masked.
     where: [N, Q, L] bool, False at list padding.
     passage_ids: [N, Q, L] int32, equal exactly for equal document ids; -1 where masked.
+    excluded_ids: [N, Q, J] int32, further documents that are no negatives for the query, numbered
+        as passage_ids; -1 is padding.
     sample_ids: [N, Q] int32, position of the record in the prepared set.
     """
 
@@ -33,4 +35,5 @@ class Batch(NamedTuple):
     labels: Any
     where: Any
     passage_ids: Any
+    excluded_ids: Any
     sample_ids: Any

@@ -306,6 +306,17 @@ def test_results_of_other_settings_are_not_taken_over(desk: Desk):
         desk.main("--arms", "infonce", seeds=[0], set=["evaluation.top_k=10"])
 
 
+def test_results_of_other_lists_are_not_taken_over(desk: Desk, tmp_path: Path, tiny_lists: Path):
+    desk.main("--arms", "infonce", seeds=[0])
+    lines = (tiny_lists / "queries.jsonl").read_text().splitlines()
+    queries = [json.loads(line)["_id"] for line in lines]
+    subset = tmp_path / "subset.txt"
+    subset.write_text("\n".join(queries[:12]))
+    fewer = f"data.sources=[{{path: {tiny_lists}, queries: {subset}}}]"
+    with pytest.raises(UserError, match=r"infonce/seed-0: trained on lists with fingerprint"):
+        desk.main("--arms", "infonce", seeds=[0], set=[fewer])
+
+
 def test_two_processes_do_not_share_an_output_folder(desk: Desk):
     with locked(desk.output), pytest.raises(UserError, match=r"--output .*in use by process"):
         desk.main()

@@ -146,9 +146,16 @@ def test_a_malformed_override_says_how_to_write_it(minimal: Path, override: str)
             r"loss\.gaussian_group_size 5 does not divide the pool of 16",
         ),
         (
-            ["loss.gaussian_wasserstein=1", "loss.gaussian_group_size=4", "loss.scope=list"],
-            r"gaussian_group_size 4: groups share their passages",
+            ["loss.gaussian_paired=1", "loss.scope=list"],
+            r"gaussian_paired: its queries share the passages of the pool",
         ),
+        (
+            ["loss.in_batch_grade=0", "loss.scope=list"],
+            r"in_batch_grade 0: under `scope: list` there are no in-batch passages",
+        ),
+        (["loss.in_batch_grade=3.5"], r"in_batch_grade 3.5 is above the highest of data.grades, 3"),
+        (["loss.infonce=true"], r"loss\.infonce: a number, not true or false"),
+        (["loss.temperature=true"], r"loss\.temperature: a number, not true or false"),
         (
             ["loss.approx_ndcg=1", "loss.learn_temperature=true"],
             r"learn_temperature: approx_ndcg does not support it",
@@ -173,8 +180,8 @@ def test_a_malformed_override_says_how_to_write_it(minimal: Path, override: str)
             r"loss\.in_batch_grade 2 would make in-batch passages positives of infonce_sampled",
         ),
         (
-            ["loss.infonce=1", "loss.in_batch_grade=3.5"],
-            r"loss\.in_batch_grade 3.5 would make in-batch passages positives of infonce",
+            ["loss.infonce=1", "loss.in_batch_grade=3"],
+            r"loss\.in_batch_grade 3 would make in-batch passages positives of infonce",
         ),
     ],
 )
@@ -199,3 +206,7 @@ def test_the_grade_axis_has_a_level_for_in_batch_passages(
     minimal: Path, grade: str, levels: tuple[float, ...]
 ):
     assert load_config(minimal, [f"loss.in_batch_grade={grade}"]).levels() == levels
+
+
+def test_a_list_alone_has_no_level_for_in_batch_passages(minimal: Path):
+    assert load_config(minimal, ["loss.scope=list"]).levels() == (0, 1, 2, 3)

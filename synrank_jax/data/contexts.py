@@ -22,11 +22,15 @@ class Passage(NamedTuple):
 
 
 class RankingContext(NamedTuple):
-    """A query and its list, highest grade first and document ids ascending within a grade."""
+    """A query and its list, highest grade first and document ids ascending within a grade.
+
+    excluded: documents that are no negatives for this query either, where other lists hold them.
+    """
 
     query_id: str
     query: str
     passages: tuple[Passage, ...]
+    excluded: tuple[str, ...] = ()
 
 
 class Contexts(NamedTuple):
@@ -97,7 +101,9 @@ def _read_source(source: SourceConfig, data: DataConfig) -> Contexts:
     qrels_path = beir.qrels_file(folder, source.split)
     qrels = beir.read_qrels(folder, source.split)
     _require_known(qrels, queries, corpus, qrels_path)
-    exclude = beir.read_exclude(folder)
+    excluded: dict[str, set[str]] = {}
+    for query_id, doc_id in beir.read_exclude(folder):
+        excluded.setdefault(query_id, set()).add(doc_id)
     chosen = _chosen_queries(source, queries)
 
     lists: list[RankingContext] = []
@@ -105,8 +111,8 @@ def _read_source(source: SourceConfig, data: DataConfig) -> Contexts:
     for query_id, query in queries.items():
         if query_id not in qrels or query_id not in chosen:
             continue
-        judged = qrels[query_id]
-        kept = {doc: grade for doc, grade in judged.items() if (query_id, doc) not in exclude}
+        judged, barred = qrels[query_id], excluded.get(query_id, set())
+        kept = {doc: grade for doc, grade in judged.items() if doc not in barred}
         excluded_pairs += len(judged) - len(kept)
         if not kept:
             continue
@@ -116,7 +122,7 @@ def _read_source(source: SourceConfig, data: DataConfig) -> Contexts:
             _require_text(corpus[doc_id], folder / beir.CORPUS_FILE, doc_id, "passage")
         ranked = sorted(kept, key=lambda doc_id: (-kept[doc_id], doc_id))
         passages = tuple(Passage(doc_id, corpus[doc_id], kept[doc_id]) for doc_id in ranked)
-        lists.append(RankingContext(query_id, query, passages))
+        lists.append(RankingContext(query_id, query, passages, tuple(sorted(barred))))
     return Contexts(lists, excluded_pairs)
 
 

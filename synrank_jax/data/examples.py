@@ -9,6 +9,7 @@
 | passage_lengths | int64 | [n] | tokens per passage |
 | passage_tokens | int64 | [sum of lengths] | the passages' tokens, one after the other |
 | grades | int64 | [n] | relevance levels |
+| excluded_numbers | int64 | [m] | documents of other lists that are no negatives for this query |
 
 Equal document ids have equal numbers over the whole set, so that every host recognises a passage
 that occurs twice in a step without seeing the other hosts' records. The texts are not stored.
@@ -36,6 +37,7 @@ class TokenizedList(NamedTuple):
     passage_lengths: Ints
     passage_tokens: Ints
     grades: Ints
+    excluded_numbers: Ints
 
 
 def encode_list(
@@ -45,6 +47,7 @@ def encode_list(
     passage_numbers: Sequence[int],
     passage_tokens: Sequence[NDArray[np.int32]],
     grades: Sequence[int],
+    excluded_numbers: Sequence[int] = (),
 ) -> bytes:
     """A list as a serialised tf.Example; equal lists give equal bytes."""
     example = Example()
@@ -57,6 +60,7 @@ def encode_list(
         "passage_lengths": [len(tokens) for tokens in passage_tokens],
         "passage_tokens": np.concatenate(passage_tokens).tolist(),
         "grades": grades,
+        "excluded_numbers": excluded_numbers,
     }
     for name, values in ints.items():
         feature[name].int64_list.value.extend(values)

@@ -1,8 +1,9 @@
 """manifest.json: what a prepared folder holds, how it was made, and the checksums of its files.
 
-The folder holds `lists-train.tfrecord-00000-of-00004`, ... and `lists-train.lengths.npy`, int32
-[lists, 2]: tokens of every list's query and of its longest passage. Every host needs the lengths of
-a whole step to choose the padded shape, but reads only its own records. The manifest is written
+The folder holds `lists-train.tfrecord-00000-of-00004`, ... and `lists-train.sizes.npy`, int32
+[lists, 3]: tokens of every list's query and of its longest passage, and number of its excluded
+documents. Every host needs the sizes of a whole step to choose the padded shape, but reads only its
+own records. The manifest is written
 last, so a folder without one is not prepared.
 """
 
@@ -21,7 +22,7 @@ from synrank_jax.data.records import TFRecordSource, WrittenFile
 from synrank_jax.errors import UserError
 from synrank_jax.files import file_sha256
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 MANIFEST_FILE = "manifest.json"
 # Checksums of larger sets would take longer than training's first steps; their sizes are compared
 # and every record's CRC is checked when it is read.
@@ -115,7 +116,7 @@ class TokenCounts(Section):
 class Manifest(Recipe):
     """Content of manifest.json: the recipe, and what came of it."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     lists: int
     lists_sha256: str
     """Hash of all records in order, whatever the number of shards."""
@@ -127,7 +128,7 @@ class Manifest(Recipe):
     """List size -> lists."""
     query_tokens: TokenCounts
     passage_tokens: TokenCounts
-    lengths: FileStamp
+    sizes: FileStamp
     shards: tuple[FileStamp, ...]
 
 
@@ -166,7 +167,7 @@ def verify_shards(manifest: Manifest, folder: Path) -> None:
     checksums = sum(shard.bytes for shard in manifest.shards) <= CHECKSUM_LIMIT_BYTES
     for shard in manifest.shards:
         _verify(shard, folder, checksums)
-    _verify(manifest.lengths, folder, checksums=True)
+    _verify(manifest.sizes, folder, checksums=True)
 
 
 def shard_paths(manifest: Manifest, folder: Path) -> Sequence[Path]:
@@ -174,10 +175,10 @@ def shard_paths(manifest: Manifest, folder: Path) -> Sequence[Path]:
     return [folder / shard.name for shard in manifest.shards]
 
 
-def read_lengths(manifest: Manifest, folder: Path) -> NDArray[np.int32]:
-    """Tokens of every list's query and of its longest passage, int32 [lists, 2]."""
-    lengths: NDArray[np.int32] = np.load(folder / manifest.lengths.name, allow_pickle=False)
-    return lengths
+def read_sizes(manifest: Manifest, folder: Path) -> NDArray[np.int32]:
+    """int32 [lists, 3]: tokens of the query and of the longest passage, excluded documents."""
+    sizes: NDArray[np.int32] = np.load(folder / manifest.sizes.name, allow_pickle=False)
+    return sizes
 
 
 def _verify(stamp: FileStamp, folder: Path, checksums: bool) -> None:

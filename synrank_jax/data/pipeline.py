@@ -9,6 +9,7 @@ reads ahead in background threads.
 import functools
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -16,12 +17,13 @@ from numpy.typing import NDArray
 
 from synrank_jax.contract import EncodingContract
 from synrank_jax.data.examples import TokenizedList, decode_list
-from synrank_jax.data.manifest import read_lengths, read_manifest, shard_paths, verify_shards
+from synrank_jax.data.manifest import read_manifest, read_sizes, shard_paths, verify_shards
 from synrank_jax.data.records import TFRecordSource
 from synrank_jax.data.tokenize import pad_flat, padded_length
 from synrank_jax.errors import UserError
 from synrank_jax.types import Batch, Tokens
 
+EXCLUDED_MULTIPLE = 8
 # Decoding holds the interpreter lock, so more threads only add contention.
 READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
@@ -38,7 +40,7 @@ class PreparedLists:
         self.folder = folder.expanduser()
         self.manifest = read_manifest(self.folder)
         verify_shards(self.manifest, self.folder)
-        self.lengths = read_lengths(self.manifest, self.folder)
+        self.sizes = read_sizes(self.manifest, self.folder)
         self._records = TFRecordSource(shard_paths(self.manifest, self.folder))
 
     @property
@@ -148,10 +150,11 @@ class _Steps:
         manifest = self._lists.manifest
         step_ids = self._step_ids(step)
         # The whole step decides the shape: every host must choose the same one.
-        longest = self._lists.lengths[step_ids].max(axis=0)
+        *longest, excluded = self._lists.sizes[step_ids].max(axis=0).tolist()
         sample_ids = step_ids.reshape(self._pools)[:, self._own]
         rows = [self._lists[index] for index in sample_ids.ravel().tolist()]
-        return _collate(rows, sample_ids, manifest.list_size, *_padded(longest, manifest.contract))
+        shape = _Shape(manifest.list_size, *_padded(longest, manifest.contract), _rounded(excluded))
+        return _collate(rows, sample_ids, shape)
 
     def _step_ids(self, step: int) -> NDArray[np.int64]:
         """Record numbers [N Q] of a step over all hosts."""
@@ -163,30 +166,45 @@ class _Steps:
         return ids
 
 
-def _padded(longest: NDArray[np.int32], contract: EncodingContract) -> tuple[int, int]:
-    query, passage = longest.tolist()
+class _Shape(NamedTuple):
+    """Sizes that all hosts give the arrays of a step."""
+
+    list_size: int
+    query_length: int
+    passage_length: int
+    excluded: int
+
+
+def _rounded(excluded: int) -> int:
+    """A multiple of `EXCLUDED_MULTIPLE`, so that XLA compiles few shapes; 0 stays 0."""
+    return -(-excluded // EXCLUDED_MULTIPLE) * EXCLUDED_MULTIPLE
+
+
+def _padded(longest: list[int], contract: EncodingContract) -> tuple[int, int]:
+    query, passage = longest
     return (
         padded_length(query, contract.query_length),
         padded_length(passage, contract.passage_length),
     )
 
 
-def _collate(
-    rows: list[TokenizedList],
-    sample_ids: NDArray[np.int64],
-    list_size: int,
-    query_length: int,
-    passage_length: int,
-) -> Batch:
-    """One batch of B = N Q lists, without a Python loop over passages or tokens."""
-    sizes = np.array([len(row.grades) for row in rows])
-    where = np.arange(list_size) < sizes[:, None]  # [B, L]
+def _spread(
+    flat: list[NDArray[np.int64]], fill: int, width: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Arrays of different lengths as rows of [B, width], and where they have values."""
+    where = np.arange(width) < np.array([len(values) for values in flat])[:, None]
+    filled = np.full(where.shape, fill)
+    filled[where] = np.concatenate(flat)
+    return filled, where
 
-    def spread(flat: list[NDArray[np.int64]], fill: int) -> NDArray[np.int64]:
-        """Values of the lists' passages at their places in [B, L]."""
-        filled = np.full(where.shape, fill)
-        filled[where] = np.concatenate(flat)
-        return filled
+
+def _collate(rows: list[TokenizedList], sample_ids: NDArray[np.int64], sizes: _Shape) -> Batch:
+    """One batch of B = N Q lists, without a Python loop over passages or tokens."""
+    list_size, query_length, passage_length, width = sizes
+    grades, where = _spread([row.grades for row in rows], 0, list_size)
+    passage_lengths, _ = _spread([row.passage_lengths for row in rows], 0, list_size)
+    passage_ids, _ = _spread([row.passage_numbers for row in rows], -1, list_size)
+    excluded_ids, _ = _spread([row.excluded_numbers for row in rows], -1, width)
 
     query_tokens = [row.query_tokens for row in rows]
     query = pad_flat(
@@ -194,17 +212,16 @@ def _collate(
     )
     passage = pad_flat(
         np.concatenate([row.passage_tokens for row in rows]),
-        spread([row.passage_lengths for row in rows], 0).ravel(),
+        passage_lengths.ravel(),
         passage_length,
     )
     shape = sample_ids.shape
     return Batch(
         query=Tokens(*(array.reshape(*shape, query_length) for array in query)),
         passage=Tokens(*(array.reshape(*shape, list_size, passage_length) for array in passage)),
-        labels=spread([row.grades for row in rows], 0).astype(np.float32).reshape(*shape, -1),
-        where=where.reshape(*shape, -1),
-        passage_ids=spread([row.passage_numbers for row in rows], -1)
-        .astype(np.int32)
-        .reshape(*shape, -1),
+        labels=grades.astype(np.float32).reshape(*shape, list_size),
+        where=where.reshape(*shape, list_size),
+        passage_ids=passage_ids.astype(np.int32).reshape(*shape, list_size),
+        excluded_ids=excluded_ids.astype(np.int32).reshape(*shape, width),
         sample_ids=sample_ids.astype(np.int32),
     )

@@ -1,9 +1,9 @@
-"""From ranking contexts to a prepared folder: tokenised shards, lengths and the manifest."""
+"""From ranking contexts to a prepared folder: tokenised shards, sizes and the manifest."""
 
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from synrank_jax.errors import UserError
 from synrank_jax.files import atomic_write
 
 SHARD_NAME = "lists-train.tfrecord-{:05d}-of-{:05d}"
-LENGTHS_NAME = "lists-train.lengths.npy"
+SIZES_NAME = "lists-train.sizes.npy"
 # Everything this module ever writes into the folder, temporary files of a killed run included.
 OUR_FILES = (MANIFEST_FILE, "lists-train.*", ".lists-train.*.tmp", f".{MANIFEST_FILE}.*.tmp")
 # Lists tokenised at once: enough to keep all threads of the tokenizer busy, small in memory.
@@ -36,7 +36,7 @@ def write_prepared(
     folder: Path,
     on_progress: Callable[[int], object] = lambda lists: None,
 ) -> Manifest:
-    """Tokenise the lists and write shards, lengths and, last, the manifest.
+    """Tokenise the lists and write shards, sizes and, last, the manifest.
 
     Our files of an earlier preparation in `folder` are removed first. Record i of the shards, taken
     in order, is `contexts[i]`; equal input gives equal bytes.
@@ -54,7 +54,8 @@ def write_prepared(
     """
     recipe = Recipe.of(data, contract)
     _clear(folder)
-    encoder = _Encoder(tokenizer, contract, on_progress)
+    numbers = _number_documents(contexts)
+    encoder = _Encoder(tokenizer, contract, numbers, on_progress)
     borders = np.linspace(0, len(contexts), data.shards + 1).astype(int).tolist()
     shards = []
     for shard in range(data.shards):
@@ -65,12 +66,12 @@ def write_prepared(
         **dict(recipe),
         lists=len(contexts),
         lists_sha256=encoder.sha256.hexdigest(),
-        documents=len(encoder.numbers),
+        documents=len(numbers),
         grade_counts=_counted(p.grade for context in contexts for p in context.passages),
         size_counts=_counted(len(context.passages) for context in contexts),
         query_tokens=encoder.counts("query"),
         passage_tokens=encoder.counts("passage"),
-        lengths=_write_lengths(folder, encoder.longest),
+        sizes=_write_sizes(folder, encoder.sizes),
         shards=tuple(shards),
     )
     with atomic_write(folder / MANIFEST_FILE) as file:
@@ -85,16 +86,17 @@ class _Encoder:
         self,
         tokenizer: Tokenizer,
         contract: EncodingContract,
+        numbers: Mapping[str, int],
         on_progress: Callable[[int], object],
     ) -> None:
         self._tokenizer = tokenizer
         self._contract = contract
+        self._numbers = numbers
         self._on_progress = on_progress
         self._truncated = {"query": 0, "passage": 0}
         self._lengths: dict[str, list[int]] = {"query": [], "passage": []}
         self.sha256 = hashlib.sha256()
-        self.numbers: dict[str, int] = {}
-        self.longest: list[tuple[int, int]] = []
+        self.sizes: list[tuple[int, int, int]] = []
 
     def records(self, contexts: Sequence[RankingContext]) -> Iterator[bytes]:
         """The serialised lists, in order."""
@@ -131,26 +133,38 @@ class _Encoder:
     def _record(
         self, context: RankingContext, query: NDArray[np.int32], passages: list[NDArray[np.int32]]
     ) -> bytes:
-        self.longest.append((len(query), max(map(len, passages))))
+        # Only documents of the set can be met in a batch.
+        excluded = [self._numbers[d] for d in context.excluded if d in self._numbers]
+        self.sizes.append((len(query), max(map(len, passages)), len(excluded)))
         doc_ids = [passage.doc_id for passage in context.passages]
         return encode_list(
             query_id=context.query_id,
             query_tokens=query,
             passage_ids=doc_ids,
-            passage_numbers=[self.numbers.setdefault(d, len(self.numbers)) for d in doc_ids],
+            passage_numbers=[self._numbers[doc_id] for doc_id in doc_ids],
             passage_tokens=passages,
             grades=[passage.grade for passage in context.passages],
+            excluded_numbers=excluded,
         )
 
 
-def _write_lengths(folder: Path, longest: list[tuple[int, int]]) -> FileStamp:
+def _number_documents(contexts: Iterable[RankingContext]) -> dict[str, int]:
+    """Document id -> number, in order of appearance."""
+    numbers: dict[str, int] = {}
+    for context in contexts:
+        for passage in context.passages:
+            numbers.setdefault(passage.doc_id, len(numbers))
+    return numbers
+
+
+def _write_sizes(folder: Path, sizes: list[tuple[int, int, int]]) -> FileStamp:
     buffer = io.BytesIO()
-    np.save(buffer, np.array(longest, np.int32), allow_pickle=False)
+    np.save(buffer, np.array(sizes, np.int32), allow_pickle=False)
     content = buffer.getvalue()
-    with atomic_write(folder / LENGTHS_NAME) as file:
+    with atomic_write(folder / SIZES_NAME) as file:
         file.write(content)
     digest = hashlib.sha256(content).hexdigest()
-    return FileStamp.of(LENGTHS_NAME, WrittenFile(len(longest), len(content), digest))
+    return FileStamp.of(SIZES_NAME, WrittenFile(len(sizes), len(content), digest))
 
 
 def _clear(folder: Path) -> None:

@@ -117,9 +117,13 @@ def score_lists(config: Config, lists: PreparedLists, count: int) -> Scored:
     ]
     query, passage = (_encode(encode, params, tokens) for tokens in texts)
     scores = np.asarray(similarity(query, passage, contract.similarity))
-    no_tokens: Any = None
     embeddings = np.asarray(passage).reshape(*batch.labels.shape, -1)
-    return Scored(scores, batch._replace(query=no_tokens, passage=no_tokens), embeddings)
+    return Scored(scores, _without_tokens(batch), embeddings)
+
+
+def _without_tokens(batch: Batch) -> Batch:
+    nothing: Any = None
+    return batch._replace(query=nothing, passage=nothing)
 
 
 def _first_lists(config: Config, lists: PreparedLists, count: int) -> Batch:
@@ -179,22 +183,27 @@ def _shuffle(
 
 
 def _target_mass(config: Config, lists: PreparedLists, pool_size: int) -> dict[int, float]:
-    largest = min(len(lists), LARGEST_POOL)
-    sizes = _sizes(largest, pool_size)
+    largest = min(len(lists), max(LARGEST_POOL, pool_size))
+    group = config.loss.target_group_size()
+    sizes = [size for size in _sizes(largest, pool_size) if size % (group or 1) == 0]
     if config.loss.scope == "list":
         return dict.fromkeys(sizes, 1.0)
 
     @jax.jit
-    def mass(labels: jax.Array, where: jax.Array, passage_ids: jax.Array) -> jax.Array:
-        grade = config.loss.in_batch_grade
+    def mass(pool: Batch) -> jax.Array:
         pooled = pool_labels(
-            labels, where, passage_ids, in_batch_grade=grade, in_batch_level=config.in_batch_level()
+            pool.labels,
+            pool.where,
+            pool.passage_ids,
+            in_batch_grade=config.loss.in_batch_grade,
+            in_batch_level=config.in_batch_level(),
+            excluded_ids=pool.excluded_ids,
         )
-        return own_list_target_mass(pooled, config.loss.target_temperature)
+        return own_list_target_mass(pooled, config.loss.target_temperature, group)
 
-    batch = _first_lists(config, lists, largest)
-    arrays = (batch.labels, batch.where, batch.passage_ids)
-    return {size: float(mass(*(array[:size] for array in arrays))) for size in sizes}
+    batch = _without_tokens(_first_lists(config, lists, largest))
+    parts = {size: jax.tree.map(lambda leaf, size=size: leaf[:size], batch) for size in sizes}
+    return {size: float(mass(part)) for size, part in parts.items()}
 
 
 def _gradient_share(config: Config, parts: list[Scored], gradient: Any) -> dict[str, float]:

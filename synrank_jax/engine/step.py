@@ -128,11 +128,14 @@ def make_score_loss(config: Config) -> ScoreLoss:
         labels = PoolLabels(pool.labels, pool.where, pool.where)
         if options.scope == "pool":
             own = own_list(*pool.labels.shape)
-            lists = PoolLists(pool.labels, pool.where, pool.passage_ids, options.in_batch_grade)
+            arrays = (pool.labels, pool.where, pool.passage_ids)
+            excluded = pool.excluded_ids.shape[-1] > 0
+            lists = None if excluded else PoolLists(*arrays, options.in_batch_grade)
             labels = pool_labels(
-                *lists[:3],
+                *arrays,
                 in_batch_grade=options.in_batch_grade,
                 in_batch_level=config.in_batch_level(),
+                excluded_ids=pool.excluded_ids if excluded else None,
             )
         loss, metrics = list_loss(
             scores,
@@ -161,10 +164,12 @@ def make_score_loss(config: Config) -> ScoreLoss:
                     "keys": keys,
                     "positive_grade": float(options.positive_grade),
                 },
+                "margin_mse": {"own": own},
             },
         )
         if options.scope == "pool":
-            mass = own_list_target_mass(labels, options.target_temperature)
+            group = options.target_group_size()
+            mass = own_list_target_mass(labels, options.target_temperature, group)
             metrics = {**metrics, "own_list_target_mass": mass}
         return loss, metrics
 

@@ -1,7 +1,8 @@
 """Sums over the pairs of a row: one judged item after the other meets all items of its row.
 
 A query has a few judged items and meets P passages, so this costs (judged items) Q P operations
-and holds O(Q P) memory, where all pairs at once would take Q P^2 of both.
+and holds O(Q P) memory, where all pairs at once would take Q P^2 of both. An in-batch grade above
+the lowest grade makes all P passages judged items, and the operations Q P^2 too.
 """
 
 import functools

@@ -110,7 +110,7 @@ def gaussian_transport(
             of their losses (those without a row that counts do not enter). Needs P = Q L with
             list i in columns i L .. (i + 1) L - 1. A large batch then does not flatten the target.
         lists: what `pool_labels` made labels, where and target_where from. Precondition: without
-            judged_ids, whose rows differ from a constant elsewhere too. The same result, with A
+            excluded_ids, whose rows differ from a constant elsewhere too. The same result, with A
             in O(Q^2 L) instead of O(Q^3 L) and no [Q, P] target; with rows sharded over devices
             none gathers a [Q, P] array, only A [Q, Q], for solver "svd". Without it a matrix
             product reads labels and target_where as they are: as fast on one CPU up to Q = 256.

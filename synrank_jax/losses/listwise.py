@@ -44,9 +44,9 @@ def infonce(
 
     p = softmax(scores / temperature). The positive is the highest label of the own list, the first
     column on ties; everything else in `where` is a negative, the query's own lower grades included.
-    Only an in-batch passage that may carry target mass with a grade no lower than the positive's is
-    left out: it is no worse an answer. `target_temperature` does not enter. Queries without a
-    usable item do not count; 0 with zero gradient when none has one.
+    Only what may carry target mass with a grade no lower than the positive's is left out, in the
+    list or in-batch: it is no worse an answer. `target_temperature` does not enter. Queries without
+    a usable item do not count; 0 with zero gradient when none has one.
 
     Args:
         scores: [Q, P] raw scores.
@@ -65,8 +65,8 @@ def infonce(
     # A comparison instead of a gather: it needs no communication when columns are sharded.
     is_positive = (jnp.arange(scores.shape[-1]) == positive[:, None]) & candidates
     grade = jnp.sum(rows.labels, axis=-1, keepdims=True, where=is_positive)
-    rivals = rows.target_where & ~candidates & (rows.labels >= grade)
-    return _cross_entropy(rows.scores / temperature, is_positive, rows.where & ~rivals)
+    equals = rows.target_where & ~is_positive & (rows.labels >= grade)
+    return _cross_entropy(rows.scores / temperature, is_positive, rows.where & ~equals)
 
 
 def infonce_sampled(

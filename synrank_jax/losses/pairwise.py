@@ -81,18 +81,29 @@ def margin_mse(
     *,
     temperature: Temperature,
     target_temperature: Temperature,
+    own: Bool[Array, "Q P"] | None = None,
 ) -> Float[Array, ""]:
     """((s_top - s_j) - (y_top - y_j))^2, mean over j != top, then over queries.
 
     Margin-MSE (Hofstaetter et al. 2020, arXiv 2010.02666) for lists: s = scores / temperature,
-    y = labels / target_temperature are a teacher's scores, and `top` is the teacher's highest in
-    `target_where`, the first column on ties. Only items of `target_where` have a teacher's score:
+    y = labels / target_temperature stand for a teacher's scores, and `top` is the highest of the
+    own list, the first column on ties. Only items of `target_where` have a teacher's score:
     in-batch passages without target mass do not enter. A query with one item has 0. Queries without
     a usable item do not count; 0 with zero gradient when none has one.
+
+    Args:
+        scores: [Q, P] raw scores.
+        labels: [Q, P].
+        where: [Q, P], items that take part.
+        target_where: [Q, P], items that may carry target mass.
+        temperature: divides the scores.
+        target_temperature: divides the labels.
+        own: [Q, P], the query's own list. None: `target_where`, as in `infonce`.
     """
     rows = as_rows(scores, labels, where, target_where)
-    top = jnp.argmax(jnp.where(rows.target_where, rows.labels, -jnp.inf), axis=-1)
-    is_top = (jnp.arange(scores.shape[-1]) == top[:, None]) & rows.target_where
+    candidates = rows.target_where if own is None else rows.target_where & own
+    top = jnp.argmax(jnp.where(candidates, rows.labels, -jnp.inf), axis=-1)
+    is_top = (jnp.arange(scores.shape[-1]) == top[:, None]) & candidates
     others = rows.target_where & ~is_top
     student, teacher = rows.scores / temperature, rows.labels / target_temperature
     error = (at_anchor(is_top, student) - student) - (at_anchor(is_top, teacher) - teacher)

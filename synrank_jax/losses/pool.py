@@ -1,6 +1,6 @@
 """Targets: which passages a query meets, with which labels, and the distribution made of them."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
@@ -28,9 +28,7 @@ def pool_labels(
     *,
     in_batch_grade: float | None,
     in_batch_level: float,
-    judged_ids: Int32[Array, "Q J"] | None = None,
-    judged_grades: Float[Array, "Q J"] | None = None,
-    judged_in_batch: Literal["mask", "grade"] = "mask",
+    excluded_ids: Int32[Array, "Q J"] | None = None,
 ) -> PoolLabels:
     """Let each query meet the passages of all lists of its pool.
 
@@ -38,9 +36,9 @@ def pool_labels(
     mass; if that is None they get the label `in_batch_level` and carry none. The reference
     (arXiv 2503.23239, released code) is in_batch_grade = 0.
 
-    Two kinds of in-batch passages are no negatives. One that also stands in the query's own list is
-    masked: its grade already counts there. One that the query has a judgement for is masked, or
-    under judged_in_batch = "grade" has that grade as its label and may carry target mass.
+    Two kinds of in-batch passages are masked, for they are no negatives: those that also stand in
+    the query's own list, whose grade counts there, and those that are excluded for the query, as it
+    has a judgement for them that its list does not show.
 
     A masked list item is masked for every query, and a query without list items takes no part.
 
@@ -50,10 +48,7 @@ def pool_labels(
         passage_ids: [Q, L], equal for equal documents within the pool; -1 where masked.
         in_batch_grade: see above.
         in_batch_level: one level below the lowest grade.
-        judged_ids: [Q, J], documents judged for the query, numbered as passage_ids; -1 is padding.
-            None: no judgements beyond the lists.
-        judged_grades: [Q, J], their grades; the last one counts if a document stands twice.
-        judged_in_batch: see above.
+        excluded_ids: [Q, J], numbered as passage_ids; -1 is padding. None: no further documents.
     """
     Q, L = labels.shape
     own = own_list(Q, L)
@@ -61,19 +56,11 @@ def pool_labels(
     # Q P (L + J) integer comparisons, fused by XLA: nothing of that size is stored, and it stays
     # far below the Q P D of the scores.
     negative = ~(passage_ids[:, None, :] == ids).any(axis=-1)
+    if excluded_ids is not None:
+        negative &= ~(excluded_ids[:, None, :] == ids).any(axis=-1)
     grade = in_batch_level if in_batch_grade is None else in_batch_grade
     in_batch_labels = jnp.full(own.shape, grade, labels.dtype)
     carries_mass = own if in_batch_grade is None else jnp.ones_like(own)
-    if judged_ids is not None and judged_grades is not None:
-        numbers = jnp.arange(judged_ids.shape[1])
-        judgement = jnp.where(judged_ids[:, None, :] == ids, numbers, -1).max(axis=-1)
-        judged = judgement >= 0
-        if judged_in_batch == "mask":
-            negative &= ~judged
-        else:
-            grades = jnp.take_along_axis(judged_grades, jnp.maximum(judgement, 0), axis=1)
-            in_batch_labels = jnp.where(judged, grades.astype(labels.dtype), in_batch_labels)
-            carries_mass |= judged
     takes_part = where.reshape(1, Q * L) & where.any(axis=-1, keepdims=True) & (own | negative)
     return PoolLabels(
         # Column i L + l of row i is labels[i, l]: a tiled row needs no labels of other devices.
@@ -101,13 +88,21 @@ def target_distribution(
     return log_softmax(labels / target_temperature, target_where)
 
 
-def own_list_target_mass(pooled: PoolLabels, target_temperature: Temperature) -> Float[Array, ""]:
+def own_list_target_mass(
+    pooled: PoolLabels, target_temperature: Temperature, group_size: int | None = None
+) -> Float[Array, ""]:
     """Mean over queries of the target mass on the own list (a diagnostic, in [0, 1]).
+
+    With `group_size` G the target is that of pools of G queries (`gaussian_transport`).
 
     1 without in-batch grade. With one it falls as the pool grows (the target flattens): with grades
     3, 2, 1, 0, in-batch grade 0 and temperature 1, 0.34 at Q = 16 and 0.11 at 64.
     """
-    _, target = target_distribution(pooled.labels, pooled.target_where, target_temperature)
-    Q, P = target.shape
+    Q, P = pooled.labels.shape
+    target_where = pooled.target_where
+    if group_size is not None:
+        group_of_column = jnp.arange(P) * Q // P // group_size
+        target_where &= (jnp.arange(Q) // group_size)[:, None] == group_of_column
+    _, target = target_distribution(pooled.labels, target_where, target_temperature)
     own_mass = jnp.sum(target, axis=-1, where=own_list(Q, P // Q))
-    return query_mean(own_mass, pooled.target_where.any(axis=-1))
+    return query_mean(own_mass, target_where.any(axis=-1))

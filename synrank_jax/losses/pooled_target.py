@@ -16,7 +16,7 @@ from synrank_jax.losses.rows import Temperature
 
 
 class PoolLists(NamedTuple):
-    """Q lists of L passages that share a pool: the arguments of `pool.pool_labels`, no judged_ids.
+    """Q lists of L passages that share a pool: arguments of `pool.pool_labels`, no excluded_ids.
 
     labels: grades [Q, L]; where: [Q, L] bool, list items that exist; passage_ids: [Q, L] int32,
     equal for equal documents within the pool, -1 where masked; in_batch_grade: see there.

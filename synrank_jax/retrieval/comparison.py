@@ -219,8 +219,8 @@ def _notes(report: Report) -> list[str]:
     notes = [
         "mean ± standard deviation over the seeds; nDCG has linear gain (trec_eval)",
         f"differences and p-values: {report.metric}; two-sided paired randomisation test over the "
-        "queries, values averaged over the seeds; p Holm is corrected for the number of arms "
-        "(Holm 1979)",
+        "queries, values averaged over the seeds that were run; p Holm is corrected for the number "
+        "of arms in the table, for each baseline and collection by itself (Holm 1979)",
     ]
     notes += [
         f"{tuned.arm}: {' '.join(tuned.overrides)} (best of {tuned.candidates} on the validation "

@@ -13,6 +13,7 @@ from tokenizers.processors import TemplateProcessing
 
 from synrank_jax.config import DataConfig
 from synrank_jax.contract import EncodingContract
+from synrank_jax.data.contexts import RankingContext
 from synrank_jax.data.manifest import Manifest
 from synrank_jax.data.prepared import write_prepared
 
@@ -82,14 +83,17 @@ Prepare = Callable[..., tuple[Path, Manifest]]
 def prepare(
     tmp_path: Path, collection: Collection, word_tokenizer: Tokenizer, contract: EncodingContract
 ) -> Prepare:
-    """Prepares `make_contexts(lists)` into a new folder."""
+    """Prepares `make_contexts(lists)`, or the lists given, into a new folder."""
     source = collection("stamped")
 
-    def write(lists: int = 23, shards: int = 3, name: str = "prepared") -> tuple[Path, Manifest]:
+    def write(
+        lists: int | list[RankingContext] = 23, shards: int = 3, name: str = "prepared"
+    ) -> tuple[Path, Manifest]:
+        contexts = make_contexts(lists) if isinstance(lists, int) else lists
         data = DataConfig(
             sources=({"path": str(source)},), prepared=str(tmp_path / name), shards=shards
         )
         folder = tmp_path / name
-        return folder, write_prepared(make_contexts(lists), word_tokenizer, contract, data, folder)
+        return folder, write_prepared(contexts, word_tokenizer, contract, data, folder)
 
     return write

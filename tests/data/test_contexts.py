@@ -32,6 +32,7 @@ def test_excluded_pairs_never_enter_a_list_and_are_counted(collection):
         ("q1", ["d3", "d2"])
     ]
     assert contexts.excluded_pairs == 2
+    assert contexts.lists[0].excluded == ("d1",)
 
 
 def test_a_query_subset_keeps_only_its_queries(collection, tmp_path):

@@ -15,7 +15,7 @@ TOKENS = [np.array([1, 30000, 2], np.int32), np.array([1, 2], np.int32)]
 
 def encoded() -> bytes:
     return encode_list(
-        "q\u00e9", np.array([1, 7, 2], np.int32), ["d1", "d\u00f6"], [4, 0], TOKENS, [3, 0]
+        "q\u00e9", np.array([1, 7, 2], np.int32), ["d1", "d\u00f6"], [4, 0], TOKENS, [3, 0], [7]
     )
 
 
@@ -27,6 +27,7 @@ def test_a_list_comes_back():
         "passage_lengths": [3, 2],
         "passage_tokens": [1, 30000, 2, 1, 2],
         "grades": [3, 0],
+        "excluded_numbers": [7],
     }
     assert decode_ids(encoded()) == ("q\u00e9", ["d1", "d\u00f6"])
 
@@ -34,7 +35,10 @@ def test_a_list_comes_back():
 def test_the_features_are_the_documented_ones():
     features = Example.FromString(encoded()).features.feature
     kinds = {name: feature.WhichOneof("kind") for name, feature in features.items()}
-    ints = ("query_tokens", "passage_numbers", "passage_lengths", "passage_tokens", "grades")
+    ints = (
+        *("query_tokens", "passage_numbers", "passage_lengths", "passage_tokens"),
+        *("grades", "excluded_numbers"),
+    )
     assert kinds == dict.fromkeys(ints, "int64_list") | {
         "query_id": "bytes_list",
         "passage_ids": "bytes_list",

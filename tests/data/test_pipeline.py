@@ -33,6 +33,25 @@ def assert_equal(left, right):
         np.testing.assert_array_equal(a, b)
 
 
+def test_excluded_documents_reach_the_batch_by_number_and_hosts_agree_on_the_width(prepare):
+    contexts = make_contexts(8)
+    others = tuple(p.doc_id for p in contexts[2].passages)
+    contexts[5] = contexts[5]._replace(excluded=(*others, "of-no-list"))
+    lists = PreparedLists(prepare(contexts)[0])
+    (batch,) = stream(lists, 1)
+    assert batch.excluded_ids.shape == (2, 4, 8)
+    numbers = lists[2].passage_numbers.tolist()
+    for sample, excluded in zip(
+        batch.sample_ids.ravel(), batch.excluded_ids.reshape(8, 8), strict=True
+    ):
+        expected = numbers if sample == 5 else []
+        assert excluded.tolist() == expected + [-1] * (8 - len(expected))
+    for host in range(2):
+        (part,) = stream(lists, 1, shard_index=host, shard_count=2)
+        rows = slice(2 * host, 2 * host + 2)
+        np.testing.assert_array_equal(part.excluded_ids, batch.excluded_ids[:, rows])
+
+
 def test_an_epoch_order_is_a_permutation_that_seed_and_epoch_change():
     orders = [epoch_order(seed, epoch, 50).tolist() for seed in (0, 1) for epoch in (0, 1)]
     assert all(sorted(order) == list(range(50)) for order in orders)

@@ -12,8 +12,8 @@ from synrank_jax.data import prepared as prepared_module
 from synrank_jax.data.examples import decode_ids, decode_list
 from synrank_jax.data.manifest import (
     Recipe,
-    read_lengths,
     read_manifest,
+    read_sizes,
     shard_paths,
     verify_shards,
 )
@@ -74,7 +74,7 @@ def test_the_manifest_counts_what_was_written(prepare):
         "truncated": 0,
     }
     longest = [max(len(p.text.split()) + 2 for p in context.passages) for context in contexts]
-    assert read_lengths(manifest, folder).tolist() == [[5, n] for n in longest]
+    assert read_sizes(manifest, folder).tolist() == [[5, n, 0] for n in longest]
     assert [shard.name for shard in manifest.shards] == [
         f"lists-train.tfrecord-0000{i}-of-00003" for i in range(3)
     ]
@@ -98,7 +98,7 @@ def test_preparing_again_removes_our_old_files_and_no_others(prepare):
     (folder / ".lists-train.tfrecord-00000-of-00003.1.tmp").write_text("left by a killed run")
     prepare(shards=1)
     assert sorted(path.name for path in folder.iterdir()) == [
-        "lists-train.lengths.npy",
+        "lists-train.sizes.npy",
         "lists-train.tfrecord-00000-of-00001",
         "manifest.json",
         "notes.txt",
@@ -127,7 +127,7 @@ def test_an_interrupted_preparation_leaves_no_manifest(prepare, monkeypatch):
 def test_every_truncation_and_bit_flip_of_any_file_is_refused_with_its_name(prepare):
     folder, manifest = prepare(lists=5, shards=2)
     verify_shards(manifest, folder)
-    for stamp in (*manifest.shards, manifest.lengths):
+    for stamp in (*manifest.shards, manifest.sizes):
         path = folder / stamp.name
         whole = path.read_bytes()
         for position in range(len(whole)):
@@ -175,7 +175,7 @@ def test_large_sets_are_verified_by_size_alone(prepare, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "schema_version: Input should be 1"),
+        ({"schema_version": 1}, "schema_version: Input should be 2"),
         ({"lists": "many"}, "lists: Input should be a valid integer"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
     ],
@@ -187,7 +187,7 @@ def test_another_manifest_is_refused(prepare, change, message):
     with pytest.raises(UserError, match=message):
         read_manifest(folder)
     path.write_text("{")
-    with pytest.raises(UserError, match=r"not a manifest of schema version 1 \(the file: Invalid"):
+    with pytest.raises(UserError, match=r"not a manifest of schema version 2 \(the file: Invalid"):
         read_manifest(folder)
 
 

@@ -9,13 +9,13 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from synrank_jax import prepare
-from synrank_jax.config import Config, load_config, to_yaml
+from synrank_jax.config import LOSS_NAMES, Config, load_config, to_yaml
 from synrank_jax.contract import resolve_contract
 from synrank_jax.data.pipeline import PreparedLists, batches
 from synrank_jax.engine.batches import to_devices
 from synrank_jax.engine.encoding import load_model
 from synrank_jax.engine.state import LOG_TEMPERATURE, initial_state, merge_model, split_model
-from synrank_jax.engine.step import make_pool_loss, make_train_step
+from synrank_jax.engine.step import item_keys, make_pool_loss, make_score_loss, make_train_step
 from synrank_jax.optim import make_optimizer
 from synrank_jax.parallel.mesh import BATCH_AXES
 from synrank_jax.types import Batch
@@ -45,6 +45,7 @@ LOSSES: dict[str, dict] = {
         "gaussian_solver": "newton_schulz",
         "in_batch_grade": 0.0,
     },
+    "all": dict.fromkeys(LOSS_NAMES, 1.0),
 } | {name: {"wasserstein": 0.0, "target_temperature": 0.5, name: 1.0} for name in OTHER_LOSSES}
 
 
@@ -105,6 +106,7 @@ def with_loss(config: Config, name: str, dropout: float = 0.0) -> Config:
             for name in OTHER_LOSSES
         ),
         ("groups", "fsdp 8", 0.0),
+        ("all", "data 2 x fsdp 4", 0.1),
         ("wasserstein", "data 8", 0.0),
         ("wasserstein", "fsdp 8", 0.1),
         ("gaussian", "data 2 x fsdp 4", 0.0),
@@ -174,6 +176,28 @@ def test_a_drawn_positive_changes_with_the_step_and_not_with_the_place_in_the_ba
     first, _ = loss(params, 0, pool)
     assert float(loss(params, 0, reversed_pool)[0]) == pytest.approx(float(first), rel=LOSS_RTOL)
     assert abs(float(loss(params, 1, pool)[0]) - float(first)) > 1e-3
+
+
+@pytest.mark.parametrize("loss", ["wasserstein", "gaussian", "infonce"])
+def test_an_excluded_document_is_no_negative(tiny_config: Config, batch: Batch, loss: str):
+    """A passage that only its own list uses does not move the other queries, once excluded."""
+    config = with_loss(tiny_config, loss)
+    score_loss = make_score_loss(config)
+    pool = jax.tree.map(lambda leaf: leaf[0], batch)
+    queries, items = pool.labels.shape
+    keys = item_keys(0, 0, pool).draw
+    embeddings = jnp.zeros((queries, items, 2))
+
+    def gradient(excluded: np.ndarray) -> jax.Array:
+        part = pool._replace(excluded_ids=excluded)
+        scores = jnp.asarray(np.random.default_rng(0).normal(size=(queries, queries * items)))
+        value = jax.jit(jax.grad(lambda scores: score_loss(scores, part, keys, embeddings, 0.5)[0]))
+        return value(scores.astype(jnp.float32))
+
+    of_list_0 = np.full((queries, 8), -1, np.int32)
+    of_list_0[3, 0] = pool.passage_ids[0, 1]
+    assert gradient(np.zeros((queries, 0), np.int32))[3, 1] != 0
+    assert gradient(of_list_0)[3, 1] == 0
 
 
 def test_a_step_over_pools_takes_the_mean_gradient(tiny_config: Config, batch: Batch):

@@ -8,7 +8,6 @@ from loss_cases import keywords
 
 from synrank_jax.losses import LOSSES
 from synrank_jax.losses.pool import (
-    own_list,
     own_list_target_mass,
     pool_labels,
     target_distribution,
@@ -82,65 +81,37 @@ def test_a_repeated_passage_is_never_a_negative(name, in_batch_grade):
         assert distinct[1, 1] != 0
 
 
-# Query 0 has a judgement for passage 8 (of list 1), query 1 for 5 and 6 (of list 0); 5 twice.
-JUDGED_IDS = jnp.array([[8, -1, -1], [5, 6, 5]], jnp.int32)
-JUDGED_GRADES = jnp.array([[1.0, 0.0, 0.0], [2.0, 0.0, 3.0]])
-judged = jax.jit(
-    partial(pool_labels, in_batch_level=-1.0), static_argnames=("in_batch_grade", "judged_in_batch")
-)
+# Excluded for query 0 is passage 8 (of list 1), for query 1 are 5 and 6 (of list 0); 5 twice.
+EXCLUDED_IDS = jnp.array([[8, -1, -1], [5, 6, 5]], jnp.int32)
 
 
-def judged_pool(in_batch_grade, policy, ids=JUDGED_IDS):
-    judgements = {"judged_ids": ids, "judged_grades": JUDGED_GRADES, "judged_in_batch": policy}
-    return judged(LABELS, WHERE, IDS, in_batch_grade=in_batch_grade, **judgements)
+def excluding(in_batch_grade, ids=EXCLUDED_IDS):
+    return compiled(LABELS, WHERE, IDS, in_batch_grade=in_batch_grade, excluded_ids=ids)
 
 
 @pytest.mark.parametrize("in_batch_grade", [None, 0.0])
-def test_a_judged_in_batch_passage_is_masked(in_batch_grade):
-    result, without = judged_pool(in_batch_grade, "mask"), pooled(in_batch_grade)
+def test_an_excluded_in_batch_passage_is_masked(in_batch_grade):
+    result, without = excluding(in_batch_grade), pooled(in_batch_grade)
     assert without.where.astype(int).tolist() == [[1, 1, 1, 1, 0, 0], [1, 0, 1, 1, 1, 0]]
     assert result.where.astype(int).tolist() == [[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 0]]
     assert (result.target_where == (without.target_where & result.where)).all()
     assert (result.labels == without.labels).all()
 
 
-def visible(result):
-    """Labels of the items that take part; None for the others."""
-    return np.where(result.where, result.labels, None).tolist()
-
-
-def test_a_judged_in_batch_passage_takes_its_grade_and_carries_mass():
-    result, without = judged_pool(None, "grade"), pooled(None)
-    assert (result.where == without.where).all()
-    # Of two judgements of passage 5 the last counts.
-    assert visible(result) == [[3, 1, 0, 1, None, None], [3, None, 0, 2, 0, None]]
-    assert result.target_where.astype(int).tolist() == [[1, 1, 1, 1, 0, 0], [1, 0, 1, 1, 1, 0]]
-    graded = judged_pool(0.5, "grade", JUDGED_IDS.at[1].set(-1))
-    assert visible(graded) == [[3, 1, 0, 1, None, None], [0.5, None, 0.5, 2, 0, None]]
-    assert (graded.target_where == without.where).all()
-
-
-@pytest.mark.parametrize("policy", ["mask", "grade"])
-def test_judgements_of_other_passages_change_nothing(policy):
+@pytest.mark.parametrize("ids", [[[-1, 7, 99], [7, 98, -1]], [[], []]])
+def test_exclusion_of_passages_not_met_in_batch_changes_nothing(ids):
     # -1 is padding; 7 stands in both own lists, where the list's grade counts.
-    result = judged_pool(None, policy, jnp.array([[-1, 7, 99], [7, 98, -1]], jnp.int32))
-    assert visible(result) == visible(pooled(None))
+    result = excluding(None, jnp.array(ids, jnp.int32))
+    assert (result.where == pooled(None).where).all()
     assert (result.target_where == pooled(None).target_where).all()
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("policy", ["mask", "grade"])
-def test_a_passage_judged_as_good_as_the_positive_is_never_a_negative(name, policy):
-    """No loss wants passage 5 of list 0 lower for query 1, whose judgement says 3."""
+@pytest.mark.parametrize("in_batch_grade", [None, 0.0])
+def test_an_excluded_passage_is_never_a_negative(name, in_batch_grade):
     scores = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6)), jnp.float32)
-    result = judged_pool(None, policy)
-    options = keywords(name, Q=2, positive_grade=2.0)
-    if name in ("infonce", "infonce_sampled"):
-        options["own"] = own_list(2, 3)
-    loss = partial(LOSSES[name], temperature=0.5, target_temperature=1.0, **options)
-    gradient = jax.jit(jax.grad(loss))(scores.at[1, 0].set(-1.0), *result)
-    assert gradient[1, 0] <= 0
-    assert policy == "grade" or gradient[1, 0] == 0
+    gradient = gradient_of(name)(scores, *excluding(in_batch_grade))
+    assert gradient[0, 3] == gradient[1, 0] == gradient[1, 2] == 0
 
 
 def test_target_is_the_softmax_of_the_grades():
@@ -168,18 +139,22 @@ def test_own_list_target_mass_skips_queries_without_list():
     assert mass == pytest.approx(1, rel=1e-6)
 
 
-@pytest.mark.parametrize("policy", ["mask", "grade"])
-def test_memory_grows_with_queries_times_passages_only(policy):
+def test_groups_keep_their_target_mass_in_a_large_pool():
+    labels = jnp.tile(jnp.array([3.0, 2.0, 1.0, 0.0]), (16, 1))
+    ids, where = jnp.arange(64, dtype=jnp.int32).reshape(16, 4), jnp.ones((16, 4), bool)
+    own = np.exp([3, 2, 1, 0]).sum()
+    grouped = own_list_target_mass(pooled(0.0, labels, where, ids), 1.0, group_size=2)
+    assert grouped == pytest.approx(own / (own + 4), rel=1e-5)
+
+
+def test_memory_grows_with_queries_times_passages_only():
     Q, L, J = 64, 16, 32
     lists = (
         jax.ShapeDtypeStruct((Q, L), jnp.float32),
         jax.ShapeDtypeStruct((Q, L), jnp.bool_),
         jax.ShapeDtypeStruct((Q, L), jnp.int32),
     )
-    judgements = {
-        "judged_ids": jax.ShapeDtypeStruct((Q, J), jnp.int32),
-        "judged_grades": jax.ShapeDtypeStruct((Q, J), jnp.float32),
-    }
-    lowered = judged.lower(*lists, in_batch_grade=None, judged_in_batch=policy, **judgements)
+    excluded = jax.ShapeDtypeStruct((Q, J), jnp.int32)
+    lowered = compiled.lower(*lists, in_batch_grade=None, excluded_ids=excluded)
     # A [Q, P, L] or [P, P] array of bytes would be 16 times Q P, a [Q, P, J] one 32 times.
     assert lowered.compile().memory_analysis().temp_size_in_bytes < 8 * Q * (Q * L)
