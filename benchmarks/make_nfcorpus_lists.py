@@ -2,7 +2,8 @@
 
     python benchmarks/make_nfcorpus_lists.py --shared FOLDER --output runs/data/nfcorpus-real
 
-1,000 NFCorpus train queries, none of them in nfcorpus-synthetic; each with two of its judged
+1,000 NFCorpus train queries, none of them in nfcorpus-synthetic or with the text of a dev or test
+query; each with two of its judged
 documents (grade 3: all train judgements are "relevant") and two random documents that are not
 judged for it (grade 0). exclude.tsv names its other judged documents. All draws are by the SHA-256
 of the ids, so everyone gets the same lists.
@@ -37,10 +38,14 @@ def main(argv: list[str] | None = None) -> None:
     corpus = {doc_id: text for doc_id, text in beir.read_corpus(source).items() if text}
     queries, qrels = beir.read_queries(source), beir.read_qrels(source, "train")
     synthetic = beir.read_queries(args.shared / "nfcorpus-synthetic")
+    # The official split has four train queries with the text of a dev query, and four of a test one.
+    held_out = {queries[i] for split in ("dev", "test") for i in beir.read_qrels(source, split)}
     usable = [
         query_id
         for query_id, judged in qrels.items()
-        if query_id not in synthetic and len(judged.keys() & corpus.keys()) >= PER_GRADE
+        if query_id not in synthetic
+        and queries[query_id] not in held_out
+        and len(judged.keys() & corpus.keys()) >= PER_GRADE
     ]
     grades = {}
     for query_id in drawn(usable, QUERIES, "query"):
