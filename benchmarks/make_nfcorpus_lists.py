@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     corpus = {doc_id: text for doc_id, text in beir.read_corpus(source).items() if text}
     queries, qrels = beir.read_queries(source), beir.read_qrels(source, "train")
     synthetic = beir.read_queries(args.shared / "nfcorpus-synthetic")
-    # The official split has four train queries with the text of a dev query, and four of a test one.
+    # In the official split four train queries have the text of a dev query, and four of a test one.
     held_out = {queries[i] for split in ("dev", "test") for i in beir.read_qrels(source, split)}
     usable = [
         query_id
