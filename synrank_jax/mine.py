@@ -18,7 +18,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,9 +50,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Collection:
-    """The documents, and the queries that hard negatives are mined for."""
+    """The queries that hard negatives are mined for, and where the documents are."""
 
-    documents: dict[str, str]
+    folder: Path
     queries: dict[str, str]
     """All of them, mined or not."""
     qrels: Qrels
@@ -64,7 +64,7 @@ class Collection:
 def read_collection(
     path: str, split: str, subset: str | None, exclude_files: Sequence[str]
 ) -> Collection:
-    """Read a BEIR-layout folder and check that its files fit together.
+    """Read a BEIR-layout folder, all but its documents, and check that its files fit together.
 
     Raises:
         UserError: a file is missing or broken, a judgement or the subset names an unknown query, or
@@ -97,7 +97,7 @@ def read_collection(
             logger.warning(
                 "--exclude %s: none of its %d pairs is of a query to mine", name, len(pairs)
             )
-    return Collection(beir.read_corpus(folder), queries, qrels, excluded)
+    return Collection(folder, queries, qrels, excluded)
 
 
 def _require_queries(ids: Iterable[str], queries: Container[str], file: Path) -> None:
@@ -110,18 +110,40 @@ def _require_queries(ids: Iterable[str], queries: Container[str], file: Path) ->
         )
 
 
-def bm25_rankings(collection: Collection, depth: int) -> Rankings:
+def bm25_rankings(texts: dict[str, str], collection: Collection, depth: int) -> Rankings:
     """BM25 rankings of the queries to mine, with the scores of all judged documents that match.
 
     Raises:
         UserError: bm25s is missing, or no document has a word.
     """
-    index = Bm25(collection.documents)
+    index = Bm25(texts)
     for query_id, judged in collection.qrels.items():
         yield query_id, index.search(collection.queries[query_id], depth, also=judged)
 
 
-def mine(rankings: Rankings, collection: Collection, rules: Rules, output: Path) -> Summary:
+def text_marks(folder: Path) -> dict[str, int]:
+    """{doc_id: a hash of its text, 0 for an empty one}, in a third of the memory of passages.
+
+    Raises:
+        UserError: the corpus is missing, has a malformed line, or one id with two texts.
+    """
+    marks: dict[str, int] = {}
+    for place, doc_id, text in beir.documents(folder).rows():
+        mark = hash(text) if text else 0
+        if marks.setdefault(doc_id, mark) != mark:
+            raise UserError(
+                f"{place}: id {doc_id!r} is written twice, with different texts; keep one"
+            )
+    return marks
+
+
+def mine(
+    rankings: Rankings,
+    documents: Mapping[str, str | int],
+    collection: Collection,
+    rules: Rules,
+    output: Path,
+) -> Summary:
     """Write the hard negatives of every query that has some; `output` appears when it is whole.
 
     Raises:
@@ -137,7 +159,7 @@ def mine(rankings: Rankings, collection: Collection, rules: Rules, output: Path)
                 continue
             judged = collection.qrels[query_id]
             excluded = collection.excluded.get(query_id, set())
-            mined = mine_query(query_id, scores, judged, excluded, collection.documents, rules)
+            mined = mine_query(query_id, scores, judged, excluded, documents, rules)
             summary.add(query_id, mined)
             if mined.documents:
                 doc_ids, values = zip(*mined.documents, strict=True)
@@ -186,16 +208,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.bm25:
         load_bm25s()  # better missing now than after reading the corpus
     collection = read_collection(args.collection, args.split, args.queries, args.exclude)
+    documents: Mapping[str, str | int]
     if args.bm25:
-        rankings = bm25_rankings(collection, rules.depth)
+        documents = texts = beir.read_corpus(collection.folder)
+        rankings = bm25_rankings(texts, collection, rules.depth)
     else:
-        run = Path(args.run).expanduser()
-        rankings = run_rankings(read_lines(run), run, collection.queries, collection.documents)
+        documents, run = text_marks(collection.folder), Path(args.run).expanduser()
+        rankings = run_rankings(read_lines(run), run, collection.queries, documents)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {output}: cannot be written ({error})") from error
-    Console().print(summary_table(mine(rankings, collection, rules, output)))
+    Console().print(summary_table(mine(rankings, documents, collection, rules, output)))
     print(f"written: {output}")
 
 

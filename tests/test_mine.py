@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from synrank_jax import mine
+from synrank_jax.config import SourceConfig
 from synrank_jax.data import beir
+from synrank_jax.data.formats import open_reader
 from synrank_jax.errors import UserError
 from synrank_jax.hub import collection_folder
 from synrank_jax.retrieval.files import write_run
@@ -72,6 +74,12 @@ def test_command_writes_one_line_per_query_best_first_and_sums_up(
     assert "documents removed judged: 3 excluded pair: 1 empty text: 1" in printed
     assert "ranked, but not to mine 1 queries" in printed  # q4
     assert f"written: {output}" in printed
+
+
+def test_the_data_mixture_reads_it(collection: Path) -> None:
+    source = SourceConfig(path=str(command(collection)), format="grouped", corpus=str(collection))
+    pairs = [(pair.query_id, pair.doc_id, pair.score) for pair in open_reader(source).pairs.rows()]
+    assert pairs == [("q1", "d4", 0.6), ("q1", "dü", 0.25), ("q2", "d3", 0.5)]
 
 
 @pytest.mark.parametrize(
@@ -149,6 +157,13 @@ def test_unknown_queries_of_judgements_and_subset_are_named(
     with (collection / "qrels" / "train.tsv").open("a") as file:
         file.write("q9\td1\t1\n")
     with pytest.raises(UserError, match=r"train\.tsv:6: query 'q9' is not in queries\.jsonl"):
+        command(collection)
+
+
+def test_document_with_two_texts_is_named(collection: Path) -> None:
+    with (collection / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "d1", "text": "one"}\n{"_id": "d1", "text": "other"}\n')
+    with pytest.raises(UserError, match=r"corpus\.jsonl:8: id 'd1' is written twice"):
         command(collection)
 
 

@@ -114,7 +114,7 @@ def mine_query(
     scores: Mapping[str, float],
     judged: Mapping[str, int],
     excluded: Set[str],
-    documents: Mapping[str, str],
+    documents: Mapping[str, str | int],
     rules: Rules,
 ) -> Mined:
     """The hard negatives of one query. Equal scores are ranked by id, descending, as in trec_eval.
@@ -124,7 +124,8 @@ def mine_query(
         scores: {doc_id: score}, its ranking.
         judged: {doc_id: grade}; none of them is a hard negative, whatever the grade.
         excluded: doc_ids that exclusion lists name for the query.
-        documents: {doc_id: text}, of the ranking at least.
+        documents: {doc_id: text}, of the ranking at least; hashes of the texts do too, where that
+            of an empty one is 0.
         rules: what to keep.
     """
     ranked = sorted(scores.items(), key=lambda item: (item[1], item[0]), reverse=True)

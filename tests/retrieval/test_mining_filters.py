@@ -3,6 +3,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def mined(
     scores: dict[str, float] = SCORES,
     judged: dict[str, int] = JUDGED,
     excluded: frozenset[str] = frozenset(),
-    texts: dict[str, str] = TEXTS,
+    texts: Mapping[str, str | int] = TEXTS,
     query_id: str = "q",
     **rules: Any,
 ) -> Mined:
@@ -108,6 +109,8 @@ def test_excluded_pairs_and_asked_for_self_matches_are_removed() -> None:
 def test_empty_documents_and_copies_of_a_relevant_text_are_removed() -> None:
     texts = TEXTS | {"d1": "", "d3": TEXTS["d2"], "d7": TEXTS["d4"]}
     assert kept(texts=texts) == "d5 d7 d8"  # a copy of what is judged 0 is as good as any
+    marks = {doc_id: hash(text) if text else 0 for doc_id, text in texts.items()}
+    assert mined(texts=marks) == mined(texts=texts)
     assert mined(texts=texts).removed == {
         Reason.JUDGED: 3,
         Reason.EMPTY: 1,
