@@ -73,36 +73,126 @@ class EncodingConfig(Section):
     """Most tokens of a passage, special tokens and prompt included; longer ones are cut."""
 
 
+class TakeConfig(Section):
+    """How many of its documents a source gives a list; exactly one of the four."""
+
+    random_k: PositiveInt | None = None
+    """Drawn at random, anew for each of data.draws."""
+    top_k: PositiveInt | None = None
+    """Those with the highest scores."""
+    bottom_k: PositiveInt | None = None
+    """Those with the lowest scores."""
+    first_k: PositiveInt | None = None
+    """The first in the file."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}")
+        return self
+
+
+Level = Annotated[int, Field(ge=0, strict=True)]
+
+
+def _grade_rule(value: Any) -> Any:
+    """One message instead of one for each member of the union."""
+    level = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if level or value is None or isinstance(value, dict) or value in ("floor", "ceil"):
+        return value
+    raise ValueError("give a grade (0, 1, 2, ...), a table {score: grade}, floor, ceil or null")
+
+
+GradeRule = Annotated[
+    Level | dict[Number, Level] | Literal["floor", "ceil"] | None, BeforeValidator(_grade_rule)
+]
+
+
 class SourceConfig(Section):
-    """One BEIR-layout folder: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv."""
+    """One source of graded documents, and what of it enters the lists."""
 
     path: str
-    """The folder. `bundled:cranfield-synthetic` and `bundled:cranfield` come with the package."""
+    """The folder or file; `hub:owner/name` streams a hub dataset (formats beir and mteb).
+    `bundled:cranfield-synthetic` and `bundled:cranfield` come with the package."""
+    format: Literal["beir", "grouped", "tevatron", "msmarco", "mteb", "lists", "crops"] = "beir"
+    """How it is written (`synrank_jax/data/formats.py`). `crops` makes a query and a positive of
+    each document: two random crops, as Contriever does."""
     split: str = "train"
-    """Which qrels file: qrels/SPLIT.tsv."""
+    """Which judgements: qrels/SPLIT.tsv, SPLIT.jsonl and the like."""
     queries: str | None = None
     """Text file with one query id per line: use only these queries."""
+    corpus: str | None = None
+    """Folder with the documents or queries that `path` lacks."""
+    min_score: Number | None = None
+    """Use only documents with at least this score (inclusive)."""
+    max_score: Number | None = None
+    """Use only documents with less than this score (exclusive)."""
+    grade: GradeRule = None
+    """Grade of the documents: one for all, a table {score: grade}, or the score rounded down or up.
+    Null: the score is the grade, and must be whole."""
+    take: TakeConfig | None = None
+    """At most so many documents per query, by their scores as written: `{random_k: n}`,
+    `{top_k: n}`, `{bottom_k: n}` or `{first_k: n}`. Null: all."""
+
+    @model_validator(mode="after")
+    def _scores_left(self) -> Self:
+        low, high = self.min_score, self.max_score
+        if low is not None and high is not None and low >= high:
+            raise ValueError(
+                f"min_score {low:g} (inclusive) and max_score {high:g} (exclusive) leave no score"
+            )
+        return self
 
 
 class DataConfig(Section):
     """The graded lists and the shards that `prepare` makes of them."""
 
     sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
-    """Where the ranking contexts come from."""
+    """Where the ranking contexts come from. What the sources have for one query is one list."""
     grades: Annotated[tuple[int, ...], Field(min_length=2)] = (0, 1, 2, 3)
     """The relevance levels, lowest first; a judgement outside them is refused."""
     list_size: PositiveInt = 4
     """Passages per query. Shorter lists are padded and masked; a longer list is refused."""
+    duplicates: Literal["error", "max", "first", "last"] = "error"
+    """Which grade holds for a document that a query has with several: the highest, that of the
+    first or last source (and line), or none: it is refused. The document then belongs to that
+    source alone, before `take` chooses."""
+    missing_queries: Literal["union", "intersection"] = "union"
+    """`union`: every query of any source has a list. `intersection`: only those that every source
+    gives a document."""
+    draws: PositiveInt = 1
+    """Independent draws of `random_k` and `crops` to prepare; epoch e uses draw e % draws."""
+    seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
+    """Seeds the draws."""
+    allow_missing: bool = False
+    """Leave out judgements that name an unknown query or document; false: they are refused."""
     prepared: str
     """Folder of the TFRecord shards and their manifest: `prepare` writes it, `train` reads it."""
     shards: PositiveInt = 1
-    """Number of TFRecord shards."""
+    """Number of TFRecord shards; `prepare` writes several at once, in a process each."""
+
+    def random(self) -> bool:
+        """Whether draws differ."""
+        return any(
+            source.format == "crops" or (source.take and source.take.random_k)
+            for source in self.sources
+        )
 
     @model_validator(mode="after")
     def _grades_ascend(self) -> Self:
         if list(self.grades) != sorted(set(self.grades)) or self.grades[0] < 0:
             raise ValueError(
                 f"grades must be non-negative and strictly ascending, got {list(self.grades)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _draws_differ(self) -> Self:
+        if self.draws > 1 and not self.random():
+            raise ValueError(
+                f"draws {self.draws}: no source draws at random, so all would be the same; leave "
+                "it 1, or give a source `take: {random_k: n}`"
             )
         return self
 

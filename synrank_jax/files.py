@@ -1,6 +1,7 @@
 """Files that are never seen half-written."""
 
 import hashlib
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,3 +41,18 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def map_file(path: Path) -> mmap.mmap | bytes:
+    """A file's content as a read-only memory map.
+
+    Raises:
+        UserError: it is missing or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                return b""  # an empty file cannot be mapped
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); prepare the data") from error

@@ -1,20 +1,24 @@
 """Graded lists -> tokenised TFRecord shards and a manifest.
 
-Reads the collections of `data.sources`, and writes `data.prepared` for training. Running it again
-with the same configuration and sources only verifies the shards.
+Reads the sources of `data.sources`, mixes them by their rules, and writes `data.prepared` for
+training. Running it again with the same configuration and sources goes on at the missing shards, or
+only verifies them. With --dry-run it prints what the lists would be, and writes nothing but the
+ingested sources, which preparing uses too.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from synrank_jax.cli import config_parser, parsed_config, run_command
 from synrank_jax.config import Config
-from synrank_jax.contract import EncodingContract, load_tokenizer, resolve_contract
-from synrank_jax.data.contexts import read_contexts
+from synrank_jax.contract import load_tokenizer, resolve_contract
+from synrank_jax.data.contexts import RankingContext
 from synrank_jax.data.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -23,9 +27,16 @@ from synrank_jax.data.manifest import (
     read_manifest,
     verify_shards,
 )
-from synrank_jax.data.prepared import write_prepared
+from synrank_jax.data.prepared import make_job, write_prepared
+from synrank_jax.data.sampling import PERCENTILES, Lengths, Sample, sample_lists
+from synrank_jax.data.shards import Job
+from synrank_jax.data.survey import Plan, SourceTally, Tally
 from synrank_jax.errors import UserError
 from synrank_jax.hub import model_folder
+
+SAMPLED_LISTS = 1000
+EXAMPLE_LISTS = 3
+EXAMPLE_CHARACTERS = 240
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,17 +49,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a different or damaged preparation"
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print counts, lengths and examples, and stop"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        default=len(os.sched_getaffinity(0)),
+        help="processes that write shards (default: the CPUs that this process may use)",
+    )
     args = parser.parse_args(argv)
     config = parsed_config(args)
     console = Console()
-    contract = resolve_contract(config)
+    recipe = Recipe.of(config.data, resolve_contract(config))
     folder = Path(config.data.prepared).expanduser()
-    manifest = None if args.overwrite else _existing(folder, Recipe.of(config.data, contract))
+    if args.dry_run:
+        job = _job(config, recipe, folder, console)
+        _print_dry_run(console, job, sample_lists(job, SAMPLED_LISTS, EXAMPLE_LISTS))
+        return
+    manifest = None if args.overwrite else _existing(folder, recipe)
+    verdict = "already prepared, and the shards are whole"
     if manifest is None:
-        manifest = _prepare(config, contract, folder, console)
+        job = _job(config, recipe, folder, console)
+        manifest = _write(job, args.workers, console)
         verdict = "prepared"
-    else:
-        verdict = "already prepared, and the shards are whole"
     console.print(_summary(manifest))
     print(f"{verdict}: {folder}")
 
@@ -69,30 +94,33 @@ def _existing(folder: Path, recipe: Recipe) -> Manifest | None:
     return manifest
 
 
-def _prepare(
-    config: Config, contract: EncodingContract, folder: Path, console: Console
-) -> Manifest:
-    contexts = read_contexts(config.data)
-    if contexts.excluded_pairs:
-        console.print(f"{contexts.excluded_pairs} pairs of exclude.tsv are left out of the lists")
+def _job(config: Config, recipe: Recipe, folder: Path, console: Console) -> Job:
     tokenizer = load_tokenizer(model_folder(config.model.path, config.model.revision))
+    with console.status("reading the sources"):
+        return make_job(recipe, tokenizer, folder)
+
+
+def _write(job: Job, workers: int, console: Console) -> Manifest:
+    tally = Plan(job.plan, job.mixture).tally
+    if tally.excluded_pairs:
+        console.print(f"{tally.excluded_pairs} pairs of exclude.tsv are left out of the lists")
+    if tally.conflicts:
+        console.print(
+            f"{tally.conflicts} documents had several grades for a query; data.duplicates: "
+            f"{job.recipe.data.duplicates} decided"
+        )
     columns = (TextColumn("tokenizing lists"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task("", total=len(contexts.lists))
+        task = progress.add_task("", total=tally.lists * job.recipe.data.draws)
         return write_prepared(
-            contexts.lists,
-            tokenizer,
-            contract,
-            config.data,
-            folder,
-            on_progress=lambda lists: progress.advance(task, lists),
+            job, workers=workers, on_progress=lambda lists: progress.advance(task, lists)
         )
 
 
 def _summary(manifest: Manifest) -> Table:
-    table = Table(title="prepared lists", show_header=False)
+    draws = manifest.data.draws
     rows = {
-        "queries": f"{manifest.lists:,}",
+        "queries": f"{manifest.lists:,}" + (f", {draws} draws of each list" if draws > 1 else ""),
         "passages": f"{manifest.passage_tokens.texts:,} ({manifest.documents:,} documents)",
         "passages per grade": _pairs(manifest.grade_counts),
         "lists per size": _pairs(manifest.size_counts),
@@ -100,13 +128,81 @@ def _summary(manifest: Manifest) -> Table:
         "passage tokens": _tokens(manifest.passage_tokens, manifest.contract.passage_length),
         "shards": f"{len(manifest.shards)}, {sum(s.bytes for s in manifest.shards) / 1e6:.1f} MB",
     }
-    for name, value in rows.items():
-        table.add_row(name, value)
+    return _table("prepared lists", rows)
+
+
+def _print_dry_run(console: Console, job: Job, sample: Sample) -> None:
+    tally = Plan(job.plan, job.mixture).tally
+    for index, source in enumerate(tally.sources):
+        console.print(_source_table(index, source))
+    console.print(_mixture_table(job, tally, sample))
+    for context in sample.examples:
+        console.print(_example(context))
+    console.print("dry run: no shard was written")
+
+
+def _source_table(index: int, source: SourceTally) -> Table:
+    rows = {
+        "queries": f"{source.queries:,}",
+        "documents": f"{source.documents:,}",
+        "pairs": f"{source.pairs:,}",
+        "pairs per score as written": _pairs(source.scores),
+        "passages per grade in the lists": _pairs(source.grades) or "none",
+    }
+    for what, missing in source.missing.items():
+        if missing.count:
+            rows[f"left out, unknown {what}"] = (
+                f"{missing.count:,} pairs, for example {', '.join(missing.examples)}"
+            )
+    return _table(f"source {index}: {source.format} {source.path}", rows)
+
+
+def _mixture_table(job: Job, tally: Tally, sample: Sample) -> Table:
+    data = job.recipe.data
+    short = sum(count for size, count in tally.sizes.items() if size < data.list_size)
+    rows = {
+        "queries": f"{tally.queries:,} ({data.missing_queries}), {tally.lists:,} with a list",
+        "documents in the lists": f"{tally.documents:,}",
+        "passages per grade": _pairs(tally.grades),
+        "lists per size": _pairs(tally.sizes),
+        "short lists": f"{short:,} have fewer than list_size {data.list_size}",
+        "documents with several grades": f"{tally.conflicts:,} ({data.duplicates})",
+        "pairs left out by exclude.tsv": f"{tally.excluded_pairs:,}",
+        "draws": f"{data.draws}",
+        f"query tokens, {sample.lists:,} lists": _lengths(sample.query),
+        f"passage tokens, {sample.lists:,} lists": _lengths(sample.passage),
+        "estimated size": f"{sample.estimated_bytes / 1e6:,.1f} MB in {data.shards} shards",
+    }
+    return _table("mixture", rows)
+
+
+def _example(context: RankingContext) -> Table:
+    table = Table(title=escape(f"query {context.query_id}: {context.query}"), title_justify="left")
+    for column in ("grade", "document", "text"):
+        table.add_column(column)
+    for passage in context.passages:
+        text = passage.text
+        if len(text) > EXAMPLE_CHARACTERS:
+            text = f"{text[:EXAMPLE_CHARACTERS]}..."
+        table.add_row(str(passage.grade), escape(passage.doc_id), escape(text))
     return table
 
 
-def _pairs(counts: dict[int, int]) -> str:
+def _table(title: str, rows: Mapping[str, str]) -> Table:
+    table = Table(title=escape(title), title_justify="left", show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, escape(value))
+    return table
+
+
+def _pairs(counts: Mapping[int, int] | Mapping[str, int]) -> str:
     return ", ".join(f"{key}: {count:,}" for key, count in counts.items())
+
+
+def _lengths(lengths: Lengths) -> str:
+    shares = zip(PERCENTILES, lengths.percentiles, strict=True)
+    quantiles = ", ".join(f"p{share}: {value}" for share, value in shares)
+    return f"{quantiles}; {lengths.truncated_share:.1%} cut at {lengths.limit}"
 
 
 def _tokens(counts: TokenCounts, limit: int) -> str:

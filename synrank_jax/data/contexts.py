@@ -1,206 +1,242 @@
-"""From the configured sources to ranking contexts: one query with its graded list of passages."""
+"""Ranking contexts: one query with its graded list of passages, from the mixture of all sources."""
 
-import hashlib
-from collections.abc import Iterable
+import bisect
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
-from synrank_jax.config import DataConfig, SourceConfig
-from synrank_jax.data import beir
+import numpy as np
+from numpy.typing import NDArray
+
+from synrank_jax.config import DataConfig
+from synrank_jax.data.mixture import Assembled, Found, Member, RefusedError, assemble
+from synrank_jax.data.sources import Cache, ingest
+from synrank_jax.data.tables import CHUNK_ROWS, Rows, TextTable, map_array, write_array
 from synrank_jax.errors import UserError
-from synrank_jax.hub import collection_folder
-
-EXAMPLES_SHOWN = 3
 
 
 class Passage(NamedTuple):
-    """A document in the list of a query."""
+    """A document in the list of a query. number: as in `Documents`."""
 
     doc_id: str
     text: str
     grade: int
+    number: int
 
 
 class RankingContext(NamedTuple):
     """A query and its list, highest grade first and document ids ascending within a grade.
 
-    excluded: documents that are no negatives for this query either, where other lists hold them.
+    excluded: numbers of documents that are no negatives for this query either, where other lists
+    hold them.
     """
 
     query_id: str
     query: str
     passages: tuple[Passage, ...]
-    excluded: tuple[str, ...] = ()
+    excluded: frozenset[int]
 
 
-class Contexts(NamedTuple):
-    """All lists, in the order of the sources and of their query files."""
+class Documents:
+    """The union of all document tables: every document id has one number.
 
-    lists: list[RankingContext]
-    excluded_pairs: int
-    """Judged pairs that exclude.tsv kept out of the lists."""
+    The number is the row in the first table that has the id, counted on from table to table.
+    """
+
+    def __init__(self, tables: Sequence[TextTable], folders: Sequence[Path]) -> None:
+        """Map what `union` wrote: the folders of all tables but the first."""
+        self.tables = tables
+        self._folders = folders
+        self._ends: list[int] = np.cumsum([0, *map(len, tables)]).tolist()
+        self._numbers = [map_array(folder / "numbers", np.int32) for folder in folders]
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Sequence[TextTable], Sequence[Path]]]:
+        return type(self), (self.tables, self._folders)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def numbers(self, table: int, rows: Rows) -> Rows:
+        """Numbers of a table's rows."""
+        return self._numbers[table - 1][rows] if table else rows
+
+    def id(self, number: int) -> str:
+        """Document id of a number."""
+        table = bisect.bisect_right(self._ends, number) - 1
+        return self.tables[table].id(number - self._ends[table])
 
 
-def read_contexts(data: DataConfig) -> Contexts:
-    """The ranking contexts of all sources. Queries without a judgement have none.
+def union(tables: Sequence[TextTable], cache: Cache) -> Documents:
+    """Number the documents of several tables.
 
     Raises:
-        UserError: bad input of `beir`; judgements or a query subset naming an unknown query or
-            document; a grade outside data.grades; a list longer than data.list_size; an empty
-            query or passage; one query in two sources; one document id with two texts; no list.
+        UserError: there are more than an int32 can number.
     """
-    lists: list[RankingContext] = []
-    excluded_pairs = 0
-    for source in data.sources:
-        found = _read_source(source, data)
-        lists += found.lists
-        excluded_pairs += found.excluded_pairs
-    if not lists:
-        raise UserError(
-            f"data.sources: no list is left of {', '.join(s.path for s in data.sources)}; "
-            "check the split, the query subset and exclude.tsv"
-        )
-    _require_distinct(lists)
-    return Contexts(lists, excluded_pairs)
+    ends = np.cumsum([0, *map(len, tables)])
+    if ends[-1] >= 2**31:
+        raise UserError(f"data.sources: {ends[-1]} documents in all, more than 2^31")
+
+    def folder(index: int) -> Path:
+        def write(folder: Path) -> None:
+            numbers = np.arange(ends[index], ends[index + 1], dtype=np.int32)
+            for earlier in reversed(range(index)):
+                rows, others = tables[index].join(tables[earlier])
+                numbers[rows] = others + ends[earlier]
+            write_array(folder / "numbers", numbers)
+
+        key = " ".join(table.folder.name for table in tables[: index + 1])
+        return cache.get("numbers", key, write)
+
+    return Documents(tables, [folder(index) for index in range(1, len(tables))])
 
 
-def source_sha256(source: SourceConfig) -> str:
-    """Hash of the content of every file that `read_contexts` reads of a source.
+class Query(NamedTuple):
+    """A query, and what every source has for it.
 
-    Raises:
-        UserError: the folder or a file does not exist.
+    rows: Its row in each source, -1 where the source lacks it.
+    documents: Rows of its documents in each source; found: their numbers and scores.
+    barred: Numbers of the documents that no list of it may hold.
     """
-    folder = _folder(source)
-    files = [
-        folder / beir.CORPUS_FILE,
-        folder / beir.QUERIES_FILE,
-        beir.qrels_file(folder, source.split),
-    ]
-    if (folder / beir.EXCLUDE_FILE).is_file():
-        files.append(folder / beir.EXCLUDE_FILE)
-    if source.queries is not None:
-        files.append(Path(source.queries).expanduser())
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.name}:{_file_sha256(path)}\n".encode())
-    return digest.hexdigest()
+
+    id: str
+    rows: Sequence[int]
+    documents: list[list[int]]
+    found: list[Found]
+    barred: frozenset[int]
 
 
-def _file_sha256(path: Path) -> str:
-    with beir.open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class Mixture:
+    """All sources of a configuration, opened."""
 
+    def __init__(self, data: DataConfig, cache: Cache) -> None:
+        """Open the sources, ingesting what the cache lacks.
 
-def _folder(source: SourceConfig) -> Path:
-    return collection_folder(source.path, "data.sources.path")
+        Raises:
+            UserError: bad input.
+        """
+        self.data = data
+        self.sources = [ingest(source, cache, data.allow_missing) for source in data.sources]
+        folders = [source.documents.folder for source in self.sources]
+        tables = {source.documents.folder: source.documents for source in self.sources}
+        self.documents = union(list(tables.values()), cache)
+        self.tables = [list(tables).index(folder) for folder in folders]
+        """Of each source, its index among the tables of `documents`."""
 
+    def entries(self) -> NDArray[np.int32]:
+        """Every query that a source has a document for: its row in each source, -1 for none.
 
-def _read_source(source: SourceConfig, data: DataConfig) -> Contexts:
-    folder = _folder(source)
-    queries, corpus = beir.read_queries(folder), beir.read_corpus(folder)
-    qrels_path = beir.qrels_file(folder, source.split)
-    qrels = beir.read_qrels(folder, source.split)
-    _require_known(qrels, queries, corpus, qrels_path)
-    excluded: dict[str, set[str]] = {}
-    for query_id, doc_id in beir.read_exclude(folder):
-        excluded.setdefault(query_id, set()).add(doc_id)
-    chosen = _chosen_queries(source, queries)
+        In the order of the sources, and of their query files.
 
-    lists: list[RankingContext] = []
-    excluded_pairs = 0
-    for query_id, query in queries.items():
-        if query_id not in qrels or query_id not in chosen:
-            continue
-        judged, barred = qrels[query_id], excluded.get(query_id, set())
-        kept = {doc: grade for doc, grade in judged.items() if doc not in barred}
-        excluded_pairs += len(judged) - len(kept)
-        if not kept:
-            continue
-        _require_valid(query_id, kept, data, qrels_path)
-        _require_text(query, folder / beir.QUERIES_FILE, query_id, "query")
-        for doc_id in kept:
-            _require_text(corpus[doc_id], folder / beir.CORPUS_FILE, doc_id, "passage")
-        ranked = sorted(kept, key=lambda doc_id: (-kept[doc_id], doc_id))
-        passages = tuple(Passage(doc_id, corpus[doc_id], kept[doc_id]) for doc_id in ranked)
-        lists.append(RankingContext(query_id, query, passages, tuple(sorted(barred))))
-    return Contexts(lists, excluded_pairs)
+        Returns:
+            int32 [queries, sources].
+        """
+        entries = np.empty((0, len(self.sources)), np.int32)
+        for index, source in enumerate(self.sources):
+            rows = source.rows().astype(np.int32)
+            owners = self._known(entries, index, rows)
+            entries[owners[owners >= 0], index] = rows[owners >= 0]
+            new = np.full((int((owners < 0).sum()), len(self.sources)), -1, np.int32)
+            new[:, index] = rows[owners < 0]
+            entries = np.concatenate([entries, new])
+        return entries
 
+    def _known(self, entries: NDArray[np.int32], index: int, rows: Rows) -> NDArray[np.int64]:
+        """Entry of each of a source's queries, by the sources before it; -1 for none."""
+        known = np.full(len(rows), -1, np.int64)
+        for column in range(index):
+            entry_of = np.full(self.sources[column].query_count(), -1, np.int64)
+            present = np.flatnonzero(entries[:, column] >= 0)
+            entry_of[entries[present, column]] = present
+            for start in range(0, len(rows), CHUNK_ROWS):
+                part = slice(start, start + CHUNK_ROWS)
+                ids = [self.sources[index].query_id(row) for row in rows[part].tolist()]
+                found = self.sources[column].find_queries(ids)
+                owners = np.where(found >= 0, entry_of[found], -1)
+                known[part] = np.maximum(known[part], owners)
+        return known
 
-def _chosen_queries(source: SourceConfig, queries: dict[str, str]) -> Iterable[str]:
-    if source.queries is None:
-        return queries
-    file = Path(source.queries).expanduser()
-    subset = beir.read_query_subset(file)
-    unknown = sorted(subset - queries.keys())
-    if unknown:
-        raise UserError(
-            f"{beir.locate_row(file, unknown[0])}: query {unknown[0]!r} is not in {source.path} "
-            f"({_among(unknown)} unknown); remove it"
-        )
-    return subset
+    def query(self, entry: Sequence[int]) -> Query:
+        """What the sources have for a row of `entries`."""
+        documents: list[list[int]] = []
+        found, barred = [], set[int]()
+        for index, (source, row) in enumerate(zip(self.sources, entry, strict=True)):
+            if row < 0:
+                documents.append([])
+                found.append(Found([], []))
+                continue
+            rows, scores = source.found(row)
+            numbers = self.documents.numbers(self.tables[index], rows)
+            documents.append(rows.tolist())
+            found.append(Found(numbers.tolist(), scores.tolist()))
+            out = self.documents.numbers(self.tables[index], source.barred(row))
+            barred.update(out.tolist())
+        first = next(index for index, row in enumerate(entry) if row >= 0)
+        query_id = self.sources[first].query_id(entry[first])
+        return Query(query_id, entry, documents, found, frozenset(barred))
 
+    def assemble(self, query: Query, draw: int) -> Assembled | None:
+        """The list of a query by number, document ids ascending within a grade.
 
-def _require_known(
-    qrels: dict[str, dict[str, int]], queries: dict[str, str], corpus: dict[str, str], path: Path
-) -> None:
-    """Every judged query and document must exist."""
-    unknown = [query_id for query_id in qrels if query_id not in queries]
-    if unknown:
-        raise UserError(
-            f"{beir.locate_row(path, unknown[0])}: query {unknown[0]!r} is not in "
-            f"{beir.QUERIES_FILE} ({_among(unknown)} unknown); add it or remove its judgements"
-        )
-    pairs = [(query, doc) for query, judged in qrels.items() for doc in judged if doc not in corpus]
-    if pairs:
-        raise UserError(
-            f"{beir.locate_row(path, *pairs[0])}: document {pairs[0][1]!r} is not in "
-            f"{beir.CORPUS_FILE} ({_among([doc for _, doc in pairs])} unknown); "
-            "add it or remove its judgements"
-        )
+        Raises:
+            RefusedError: the rules refuse it (`mixture.assemble`); `located` adds the place.
+        """
+        assembled = assemble(query.id, query.found, query.barred, self.data, draw)
+        if assembled:
+            assembled.members.sort(key=lambda m: (-m.grade, self.documents.id(m.document)))
+        return assembled
 
+    def located(self, error: RefusedError, query: Query) -> UserError:
+        """The error with file and line; reads the source's pairs again."""
+        doc_id = None if error.document is None else self.documents.id(error.document)
+        place = self.sources[error.source].locate(query.id, doc_id)
+        what = "" if doc_id is None else f"query {query.id!r}, document {doc_id!r}: "
+        return UserError(f"{place}: {what}{error}")
 
-def _among(ids: list[str]) -> str:
-    shown = ", ".join(ids[:EXAMPLES_SHOWN])
-    return f"{len(ids)}: {shown}{', ...' if len(ids) > EXAMPLES_SHOWN else ''}"
+    def context(self, query: Query, draw: int) -> RankingContext | None:
+        """The list of a query with its texts.
 
-
-def _require_valid(query_id: str, judged: dict[str, int], data: DataConfig, path: Path) -> None:
-    """Grades are among the configured levels and the list is not too long."""
-    for doc_id, grade in judged.items():
-        if grade not in data.grades:
-            raise UserError(
-                f"{beir.locate_row(path, query_id, doc_id)}: grade {grade} is not one of "
-                f"data.grades {list(data.grades)}; correct the judgement or the config"
+        Raises:
+            UserError: as `assemble` and `text`.
+        """
+        assembled = self.assemble(query, draw)
+        if assembled is None:
+            return None
+        passages = tuple(
+            Passage(
+                self.documents.id(member.document),
+                self.sources[member.source].passage(self.row(query, member), self.data.seed, draw),
+                member.grade,
+                member.document,
             )
-    if len(judged) > data.list_size:
-        raise UserError(
-            f"{beir.locate_row(path, query_id)}: the list of query {query_id!r} has {len(judged)} "
-            f"passages, data.list_size is {data.list_size}; raise it or shorten the list"
+            for member in assembled.members
         )
+        return RankingContext(query.id, self.text(query, draw), passages, assembled.others)
 
+    def row(self, query: Query, member: Member) -> int:
+        """Row of a member of the query's list in its source's documents."""
+        return query.documents[member.source][member.place]
 
-def _require_text(text: str, path: Path, text_id: str, kind: str) -> None:
-    if not text:
-        raise UserError(
-            f"{beir.locate_text(path, text_id)}: the {kind} {text_id!r} of a training list is "
-            "empty; give it a text or remove its judgements"
-        )
+    def text(self, query: Query, draw: int) -> str:
+        """Text of a query, which all its sources agree on.
 
-
-def _require_distinct(lists: list[RankingContext]) -> None:
-    """A query id occurs once, and a document id stands for one text."""
-    query_ids: set[str] = set()
-    texts: dict[str, str] = {}
-    for context in lists:
-        if context.query_id in query_ids:
+        Raises:
+            UserError: they do not, or it is empty.
+        """
+        texts = {
+            source.query(row, self.data.seed, draw): source.config.path
+            for source, row in zip(self.sources, query.rows, strict=True)
+            if row >= 0
+        }
+        if len(texts) > 1:
             raise UserError(
-                f"data.sources: query {context.query_id!r} is in two sources; "
-                "give each query to one of them with `queries:`"
+                f"data.sources: query {query.id!r} has different texts in "
+                f"{' and '.join(texts.values())}; rename it in one of them"
             )
-        query_ids.add(context.query_id)
-        for passage in context.passages:
-            if texts.setdefault(passage.doc_id, passage.text) != passage.text:
-                raise UserError(
-                    f"data.sources: document {passage.doc_id!r} has different texts in two "
-                    "sources; rename it in one of them"
-                )
+        (text,) = texts
+        if not text:
+            source = self.sources[next(i for i, row in enumerate(query.rows) if row >= 0)]
+            raise UserError(
+                f"{source.locate_text('queries', query.id)}: the query {query.id!r} of a training "
+                "list is empty; give it a text or remove its judgements"
+            )
+        return text

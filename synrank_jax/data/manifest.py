@@ -1,12 +1,13 @@
 """manifest.json: what a prepared folder holds, how it was made, and the checksums of its files.
 
 The folder holds `lists-train.tfrecord-00000-of-00004`, ... and `lists-train.sizes.npy`, int32
-[lists, 3]: tokens of every list's query and of its longest passage, and number of its excluded
+[records, 3]: tokens of every list's query and of its longest passage, and number of its excluded
 documents. Every host needs the sizes of a whole step to choose the padded shape, but reads only its
-own records. The manifest is written
-last, so a folder without one is not prepared.
+own records. The manifest is written last, so a folder without one is not prepared.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
@@ -17,35 +18,27 @@ from numpy.typing import NDArray
 
 from synrank_jax.config import DataConfig, Section
 from synrank_jax.contract import EncodingContract
-from synrank_jax.data.contexts import source_sha256
 from synrank_jax.data.records import TFRecordSource, WrittenFile
+from synrank_jax.data.sources import source_sha256
 from synrank_jax.errors import UserError
 from synrank_jax.files import file_sha256
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 MANIFEST_FILE = "manifest.json"
 # Checksums of larger sets would take longer than training's first steps; their sizes are compared
 # and every record's CRC is checked when it is read.
 CHECKSUM_LIMIT_BYTES = 512 * 2**20
-
-
-class SourceStamp(Section):
-    """A source as the config gives it, and the hash of its files."""
-
-    path: str
-    split: str
-    queries: str | None
-    sha256: str
+# Of a source, what its hash stands for.
+WHERE = {"path", "corpus", "queries"}
 
 
 class Recipe(Section):
     """Everything that decides the content of the shards."""
 
     contract: EncodingContract
-    grades: tuple[int, ...]
-    list_size: int
-    shard_count: int
-    sources: tuple[SourceStamp, ...]
+    data: DataConfig
+    sources_sha256: tuple[str, ...]
+    """Hash of the content of each source."""
 
     @classmethod
     def of(cls, data: DataConfig, contract: EncodingContract) -> Self:
@@ -54,40 +47,47 @@ class Recipe(Section):
         Raises:
             UserError: a source's file is missing.
         """
-        sources = tuple(
-            SourceStamp(**source.model_dump(), sha256=source_sha256(source))
-            for source in data.sources
-        )
-        return cls(
-            contract=contract,
-            grades=data.grades,
-            list_size=data.list_size,
-            shard_count=data.shards,
-            sources=sources,
-        )
+        hashes = tuple(source_sha256(source) for source in data.sources)
+        return cls(contract=contract, data=data, sources_sha256=hashes)
 
     def differences(self, other: "Recipe") -> list[str]:
         """One line per setting in which two recipes differ; `self` is the one on disk.
 
         Sources are compared by content, so a moved folder is no difference.
         """
-        mine, others = self._settings(), other._settings()
+        mine, others = self.settings(), other.settings()
         return [
             f"{name}: {mine[name]} on disk, {others[name]} now"
             for name in mine
             if mine[name] != others[name]
         ]
 
-    def _settings(self) -> dict[str, object]:
+    def fingerprint(self) -> str:
+        """Hash of the settings and of the sources' content."""
+        return _sha256([self.settings(), self.sources_sha256])
+
+    def lists_fingerprint(self) -> str:
+        """The same of what decides the lists alone, however tokenised and cut into shards."""
+        data = self.data.model_dump(mode="json", exclude={"prepared", "shards", "sources"})
+        return _sha256([data, self.settings()["data.sources"], self.sources_sha256])
+
+    def settings(self) -> dict[str, object]:
         """What is compared, under the names of the configuration."""
-        encoding = self.contract.model_dump().items()
+        data = self.data.model_dump(mode="json", exclude={"prepared", "sources"})
+        sources = [
+            source.model_dump(mode="json", exclude=WHERE, exclude_defaults=True)
+            for source in self.data.sources
+        ]
         return {
-            **{f"encoding.{name}": value for name, value in encoding},
-            "data.grades": list(self.grades),
-            "data.list_size": self.list_size,
-            "data.shards": self.shard_count,
-            "data.sources (SHA-256)": [source.sha256[:12] for source in self.sources],
+            **{f"encoding.{name}": value for name, value in self.contract.model_dump().items()},
+            **{f"data.{name}": value for name, value in data.items()},
+            "data.sources": sources,
+            "data.sources (SHA-256)": [sha256[:12] for sha256 in self.sources_sha256],
         }
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 class FileStamp(Section):
@@ -112,20 +112,30 @@ class TokenCounts(Section):
     longest: int
     truncated: int
 
+    def plus(self, other: "TokenCounts") -> "TokenCounts":
+        """The counts of both together."""
+        return TokenCounts(
+            texts=self.texts + other.texts,
+            tokens=self.tokens + other.tokens,
+            longest=max(self.longest, other.longest),
+            truncated=self.truncated + other.truncated,
+        )
+
 
 class Manifest(Recipe):
     """Content of manifest.json: the recipe, and what came of it."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     lists: int
+    """Lists of one draw; those of draw d are records d * lists to (d + 1) * lists - 1."""
     lists_sha256: str
     """Hash of all records in order, whatever the number of shards."""
     documents: int
-    """Distinct document ids."""
+    """Distinct document ids in the lists."""
     grade_counts: dict[int, int]
-    """Grade -> passages."""
+    """Grade -> passages, in all draws."""
     size_counts: dict[int, int]
-    """List size -> lists."""
+    """List size -> lists, in all draws."""
     query_tokens: TokenCounts
     passage_tokens: TokenCounts
     sizes: FileStamp
@@ -166,8 +176,8 @@ def verify_shards(manifest: Manifest, folder: Path) -> None:
     """
     checksums = sum(shard.bytes for shard in manifest.shards) <= CHECKSUM_LIMIT_BYTES
     for shard in manifest.shards:
-        _verify(shard, folder, checksums)
-    _verify(manifest.sizes, folder, checksums=True)
+        verify_file(shard, folder, checksums)
+    verify_file(manifest.sizes, folder, checksums=True)
 
 
 def shard_paths(manifest: Manifest, folder: Path) -> Sequence[Path]:
@@ -176,12 +186,17 @@ def shard_paths(manifest: Manifest, folder: Path) -> Sequence[Path]:
 
 
 def read_sizes(manifest: Manifest, folder: Path) -> NDArray[np.int32]:
-    """int32 [lists, 3]: tokens of the query and of the longest passage, excluded documents."""
+    """int32 [records, 3]: tokens of the query and of the longest passage, excluded documents."""
     sizes: NDArray[np.int32] = np.load(folder / manifest.sizes.name, allow_pickle=False)
     return sizes
 
 
-def _verify(stamp: FileStamp, folder: Path, checksums: bool) -> None:
+def verify_file(stamp: FileStamp, folder: Path, checksums: bool) -> None:
+    """Compare a file with its stamp.
+
+    Raises:
+        UserError: as `verify_shards`.
+    """
     path = folder / stamp.name
     if not path.is_file():
         raise UserError(
@@ -201,6 +216,15 @@ def _verify(stamp: FileStamp, folder: Path, checksums: bool) -> None:
             f"{path}: the content is not the prepared one (SHA-256 differs from the manifest); "
             "prepare the data again with --overwrite"
         )
+
+
+def is_whole(stamp: FileStamp, folder: Path) -> bool:
+    """Whether a file is exactly the stamped one."""
+    try:
+        verify_file(stamp, folder, checksums=True)
+    except UserError:
+        return False
+    return True
 
 
 def _find_damage(path: Path) -> None:

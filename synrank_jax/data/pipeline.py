@@ -49,10 +49,11 @@ class PreparedLists:
         return self.manifest.lists_sha256
 
     def __len__(self) -> int:
-        return len(self._records)
+        """Lists of one draw, which are the lists of an epoch."""
+        return self.manifest.lists
 
     def __getitem__(self, index: int) -> TokenizedList:
-        """List number `index`, an IndexError past the last.
+        """Record number `index` of all draws, an IndexError past the last.
 
         Raises:
             UserError: the record is damaged; names shard and byte offset.
@@ -153,16 +154,19 @@ class _Steps:
         *longest, excluded = self._lists.sizes[step_ids].max(axis=0).tolist()
         sample_ids = step_ids.reshape(self._pools)[:, self._own]
         rows = [self._lists[index] for index in sample_ids.ravel().tolist()]
-        shape = _Shape(manifest.list_size, *_padded(longest, manifest.contract), _rounded(excluded))
+        shape = _Shape(
+            manifest.data.list_size, *_padded(longest, manifest.contract), _rounded(excluded)
+        )
         return _collate(rows, sample_ids, shape)
 
     def _step_ids(self, step: int) -> NDArray[np.int64]:
-        """Record numbers [N Q] of a step over all hosts."""
+        """Record numbers [N Q] of a step over all hosts; epoch e reads draw e % draws."""
         size = self._pools[0] * self._pools[1]
         epochs, places = np.divmod(np.arange(step * size, (step + 1) * size), len(self._lists))
         first, last = int(epochs[0]), int(epochs[-1])
         orders = [epoch_order(self._seed, e, len(self._lists)) for e in range(first, last + 1)]
-        ids: NDArray[np.int64] = np.stack(orders)[epochs - first, places]
+        draws = epochs % self._lists.manifest.data.draws
+        ids: NDArray[np.int64] = np.stack(orders)[epochs - first, places] + draws * len(self._lists)
         return ids
 
 

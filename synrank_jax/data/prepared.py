@@ -1,184 +1,195 @@
-"""From ranking contexts to a prepared folder: tokenised shards, sizes and the manifest."""
+"""From the mixture to a prepared folder: shards by a pool of processes, sizes and the manifest.
+
+The unit of work is a shard (`shards.write_shard`). The manifest is made from the shards' stamps,
+last, so a preparation that was cut off goes on at the missing shards.
+"""
 
 import hashlib
-import io
+import multiprocessing
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from synrank_jax.config import DataConfig
-from synrank_jax.contract import EncodingContract
-from synrank_jax.data.contexts import RankingContext
-from synrank_jax.data.examples import encode_list
-from synrank_jax.data.manifest import MANIFEST_FILE, FileStamp, Manifest, Recipe, TokenCounts
-from synrank_jax.data.records import WrittenFile, write_records
-from synrank_jax.data.tokenize import tokenize_counting
+from synrank_jax.data.contexts import Mixture
+from synrank_jax.data.manifest import MANIFEST_FILE, Manifest, Recipe, TokenCounts
+from synrank_jax.data.records import TFRecordSource
+from synrank_jax.data.shards import Job, ShardStamp, finished, stamp_file, write_shard, write_sizes
+from synrank_jax.data.sources import Cache
+from synrank_jax.data.survey import Plan, write_plan
 from synrank_jax.errors import UserError
 from synrank_jax.files import atomic_write
 
-SHARD_NAME = "lists-train.tfrecord-{:05d}-of-{:05d}"
+INGEST_FOLDER = ".ingest"
 SIZES_NAME = "lists-train.sizes.npy"
-# Everything this module ever writes into the folder, temporary files of a killed run included.
+# Everything this module ever writes into the folder but the ingested sources, temporary files of a
+# killed run included.
 OUR_FILES = (MANIFEST_FILE, "lists-train.*", ".lists-train.*.tmp", f".{MANIFEST_FILE}.*.tmp")
-# Lists tokenised at once: enough to keep all threads of the tokenizer busy, small in memory.
-CHUNK = 512
+
+
+def make_job(recipe: Recipe, tokenizer: Tokenizer, folder: Path) -> Job:
+    """Ingest the sources under `folder` and survey the lists.
+
+    Args:
+        recipe: Of the configuration.
+        tokenizer: The tokenizer of the contract (`contract.load_tokenizer`).
+        folder: data.prepared; made if missing.
+
+    Raises:
+        UserError: bad input; the folder cannot be written, or the disk is full.
+    """
+    _make_folder(folder)
+    cache = Cache(folder / INGEST_FOLDER)
+    mixture = Mixture(recipe.data, cache)
+    plan = cache.get("plan", recipe.lists_fingerprint(), lambda new: write_plan(new, mixture))
+    cache.prune()
+    return Job(recipe, tokenizer, mixture, plan, folder)
 
 
 def write_prepared(
-    contexts: Sequence[RankingContext],
-    tokenizer: Tokenizer,
-    contract: EncodingContract,
-    data: DataConfig,
-    folder: Path,
+    job: Job,
+    *,
+    workers: int = 1,
     on_progress: Callable[[int], object] = lambda lists: None,
 ) -> Manifest:
-    """Tokenise the lists and write shards, sizes and, last, the manifest.
+    """Write the shards that are not there yet, the sizes and, last, the manifest.
 
-    Our files of an earlier preparation in `folder` are removed first. Record i of the shards, taken
-    in order, is `contexts[i]`; equal input gives equal bytes.
+    Our files of other recipes in the folder are removed first. Record d * lists + i of the shards,
+    taken in order, is draw d of the plan's entry i; equal input gives equal bytes.
 
     Args:
-        contexts: The lists (`contexts.read_contexts`).
-        tokenizer: The tokenizer of the contract (`contract.load_tokenizer`).
-        contract: Prompts and lengths.
-        data: Sources, grades, list size and number of shards, recorded in the manifest.
-        folder: Made if missing.
-        on_progress: Called with the number of lists just written.
+        job: Of `make_job`.
+        workers: Processes, each with one thread; 1: this process, with the tokenizer's threads.
+        on_progress: Called with the number of lists just written or found.
 
     Raises:
-        UserError: the folder cannot be written, or the disk is full.
+        UserError: bad input; the folder cannot be written, or the disk is full.
     """
-    recipe = Recipe.of(data, contract)
-    _clear(folder)
-    numbers = _number_documents(contexts)
-    encoder = _Encoder(tokenizer, contract, numbers, on_progress)
-    borders = np.linspace(0, len(contexts), data.shards + 1).astype(int).tolist()
-    shards = []
-    for shard in range(data.shards):
-        name = SHARD_NAME.format(shard, data.shards)
-        part = contexts[borders[shard] : borders[shard + 1]]
-        shards.append(FileStamp.of(name, write_records(folder / name, encoder.records(part))))
+    shards = range(job.recipe.data.shards)
+    done = {shard: stamp for shard in shards if (stamp := finished(job, shard))}
+    _clear(job, done)
+    on_progress(sum(stamp.shard.records for stamp in done.values()))
+    todo = [shard for shard in shards if shard not in done]
+    if min(workers, len(todo)) > 1:
+        for shard, stamp in _in_processes(job, todo, workers):
+            done[shard] = stamp
+            on_progress(stamp.shard.records)
+    else:
+        for shard in todo:
+            done[shard] = write_shard(job, shard, on_progress)
+    return _finish(job, [done[shard] for shard in shards])
+
+
+def _in_processes(job: Job, shards: list[int], workers: int) -> Iterator[tuple[int, ShardStamp]]:
+    """Shards and their stamps, as they are finished by a pool of processes."""
+    # Spawned, not forked: the tokenizer or JAX may have started threads here.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(shards)), context, _start_worker, (job,))
+    try:
+        futures = {pool.submit(_work, shard): shard for shard in shards}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process ended before its shard was written, perhaps killed for memory; run "
+            "prepare again to go on, with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_JOB: list[Job] = []  # of a worker process
+
+
+def _start_worker(job: Job) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    _JOB[:] = [job]
+
+
+def _work(shard: int) -> ShardStamp:
+    return write_shard(_JOB[0], shard)
+
+
+def _finish(job: Job, stamps: list[ShardStamp]) -> Manifest:
+    folder = job.folder
+    parts = [np.load(folder / stamp.sizes.name, allow_pickle=False) for stamp in stamps]
+    plan = Plan(job.plan, job.mixture)
     manifest = Manifest(
-        **dict(recipe),
-        lists=len(contexts),
-        lists_sha256=encoder.sha256.hexdigest(),
-        documents=len(numbers),
-        grade_counts=_counted(p.grade for context in contexts for p in context.passages),
-        size_counts=_counted(len(context.passages) for context in contexts),
-        query_tokens=encoder.counts("query"),
-        passage_tokens=encoder.counts("passage"),
-        sizes=_write_sizes(folder, encoder.sizes),
-        shards=tuple(shards),
+        **dict(job.recipe),
+        lists=len(plan.entries),
+        lists_sha256=_lists_sha256([folder / stamp.shard.name for stamp in stamps]),
+        documents=plan.tally.documents,
+        grade_counts=_sum(stamp.grade_counts for stamp in stamps),
+        size_counts=_sum(stamp.size_counts for stamp in stamps),
+        query_tokens=_total(stamp.query_tokens for stamp in stamps),
+        passage_tokens=_total(stamp.passage_tokens for stamp in stamps),
+        sizes=write_sizes(folder, SIZES_NAME, np.concatenate(parts)),
+        shards=tuple(stamp.shard for stamp in stamps),
     )
     with atomic_write(folder / MANIFEST_FILE) as file:
         file.write(manifest.model_dump_json(indent=2).encode() + b"\n")
+    for shard, stamp in enumerate(stamps):
+        (folder / stamp.sizes.name).unlink()
+        stamp_file(job, shard).unlink()
     return manifest
 
 
-class _Encoder:
-    """Turns lists into records, and tallies what the manifest says about them."""
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        contract: EncodingContract,
-        numbers: Mapping[str, int],
-        on_progress: Callable[[int], object],
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._contract = contract
-        self._numbers = numbers
-        self._on_progress = on_progress
-        self._truncated = {"query": 0, "passage": 0}
-        self._lengths: dict[str, list[int]] = {"query": [], "passage": []}
-        self.sha256 = hashlib.sha256()
-        self.sizes: list[tuple[int, int, int]] = []
-
-    def records(self, contexts: Sequence[RankingContext]) -> Iterator[bytes]:
-        """The serialised lists, in order."""
-        for start in range(0, len(contexts), CHUNK):
-            chunk = contexts[start : start + CHUNK]
-            queries = self._tokenize("query", [context.query for context in chunk])
-            texts = [passage.text for context in chunk for passage in context.passages]
-            passages = iter(self._tokenize("passage", texts))
-            for context, query in zip(chunk, queries, strict=True):
-                tokens = [next(passages) for _ in context.passages]
-                record = self._record(context, query, tokens)
-                self.sha256.update(record)
-                yield record
-            self._on_progress(len(chunk))
-
-    def counts(self, side: str) -> TokenCounts:
-        """What was tokenised of a side so far."""
-        lengths = self._lengths[side]
-        return TokenCounts(
-            texts=len(lengths),
-            tokens=sum(lengths),
-            longest=max(lengths),
-            truncated=self._truncated[side],
-        )
-
-    def _tokenize(self, side: str, texts: list[str]) -> list[NDArray[np.int32]]:
-        prompt = getattr(self._contract, f"{side}_prompt")
-        length = getattr(self._contract, f"{side}_length")
-        rows, truncated = tokenize_counting(self._tokenizer, texts, prompt, length)
-        self._truncated[side] += truncated
-        self._lengths[side] += map(len, rows)
-        return rows
-
-    def _record(
-        self, context: RankingContext, query: NDArray[np.int32], passages: list[NDArray[np.int32]]
-    ) -> bytes:
-        # Only documents of the set can be met in a batch.
-        excluded = [self._numbers[d] for d in context.excluded if d in self._numbers]
-        self.sizes.append((len(query), max(map(len, passages)), len(excluded)))
-        doc_ids = [passage.doc_id for passage in context.passages]
-        return encode_list(
-            query_id=context.query_id,
-            query_tokens=query,
-            passage_ids=doc_ids,
-            passage_numbers=[self._numbers[doc_id] for doc_id in doc_ids],
-            passage_tokens=passages,
-            grades=[passage.grade for passage in context.passages],
-            excluded_numbers=excluded,
-        )
+def _lists_sha256(shards: list[Path]) -> str:
+    """Hash of all records in order; reads the shards once more, so it also checks them."""
+    digest = hashlib.sha256()
+    records = TFRecordSource(shards)
+    for index in range(len(records)):
+        digest.update(records[index])
+    return digest.hexdigest()
 
 
-def _number_documents(contexts: Iterable[RankingContext]) -> dict[str, int]:
-    """Document id -> number, in order of appearance."""
-    numbers: dict[str, int] = {}
-    for context in contexts:
-        for passage in context.passages:
-            numbers.setdefault(passage.doc_id, len(numbers))
-    return numbers
-
-
-def _write_sizes(folder: Path, sizes: list[tuple[int, int, int]]) -> FileStamp:
-    buffer = io.BytesIO()
-    np.save(buffer, np.array(sizes, np.int32), allow_pickle=False)
-    content = buffer.getvalue()
-    with atomic_write(folder / SIZES_NAME) as file:
-        file.write(content)
-    digest = hashlib.sha256(content).hexdigest()
-    return FileStamp.of(SIZES_NAME, WrittenFile(len(sizes), len(content), digest))
-
-
-def _clear(folder: Path) -> None:
-    """Make the folder; remove what an earlier preparation wrote, its manifest first."""
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for pattern in OUR_FILES:
-            for path in sorted(folder.glob(pattern)):
-                path.unlink()
     except OSError as error:
-        raise UserError(
-            f"data.prepared {folder}: cannot be written ({error.strerror}); choose another folder"
-        ) from error
+        raise _not_writable(folder, error) from error
 
 
-def _counted(values: Iterable[int]) -> dict[int, int]:
-    return dict(sorted(Counter(values).items()))
+def _clear(job: Job, done: dict[int, ShardStamp]) -> None:
+    """Remove what earlier preparations wrote, the manifest first, but not the finished shards."""
+    kept = {
+        name
+        for shard, stamp in done.items()
+        for name in (
+            stamp.shard.name,
+            stamp.sizes.name,
+            stamp_file(job, shard).name,
+        )
+    }
+    try:
+        for pattern in OUR_FILES:
+            for path in sorted(job.folder.glob(pattern)):
+                if path.name not in kept:
+                    path.unlink()
+    except OSError as error:
+        raise _not_writable(job.folder, error) from error
+
+
+def _not_writable(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"data.prepared {folder}: cannot be written ({error.strerror}); choose another folder"
+    )
+
+
+def _total(counts: Iterable[TokenCounts]) -> TokenCounts:
+    total = TokenCounts(texts=0, tokens=0, longest=0, truncated=0)
+    for count in counts:
+        total = total.plus(count)
+    return total
+
+
+def _sum(counts: Iterable[dict[int, int]]) -> dict[int, int]:
+    total: Counter[int] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(sorted(total.items()))

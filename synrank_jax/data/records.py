@@ -7,7 +7,6 @@ checked when a file is opened, the data CRC whenever a record is read.
 
 import hashlib
 import mmap
-import os
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +16,7 @@ import google_crc32c
 import numpy as np
 
 from synrank_jax.errors import UserError
-from synrank_jax.files import atomic_write
+from synrank_jax.files import atomic_write, map_file
 
 LENGTH = struct.Struct("<Q")
 CRC = struct.Struct("<I")
@@ -74,7 +73,7 @@ class TFRecordSource:
             UserError: a file is missing, truncated, or a record's length fails its CRC.
         """
         self._paths = tuple(paths)
-        self._maps = tuple(_map_file(path) for path in self._paths)
+        self._maps = tuple(map_file(path) for path in self._paths)
         indices = [_index(path, data) for path, data in zip(self._paths, self._maps, strict=True)]
         self._shards = np.repeat(np.arange(len(indices)), [len(index) for index in indices])
         self._spans = np.concatenate([np.empty((0, 2), np.int64), *indices])
@@ -108,17 +107,7 @@ class TFRecordSource:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._maps = tuple(_map_file(path) for path in self._paths)
-
-
-def _map_file(path: Path) -> mmap.mmap | bytes:
-    try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                return b""  # an empty file cannot be mapped
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); prepare the data") from error
+        self._maps = tuple(map_file(path) for path in self._paths)
 
 
 def _index(path: Path, data: mmap.mmap | bytes) -> np.ndarray[Any, np.dtype[np.int64]]:

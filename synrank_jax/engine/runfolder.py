@@ -18,7 +18,11 @@ LOCK_FILE = "lock"
 
 # What may change between a run and its resumption: it moves no weight.
 FREE = {
-    "data": {"prepared", "shards", "sources"},  # the prepared data has a fingerprint of its own
+    # The prepared data has a fingerprint of its own.
+    "data": {
+        *("prepared", "shards", "sources", "duplicates", "missing_queries"),
+        *("draws", "seed", "allow_missing"),
+    },
     "train": {"output", "log_every", "save_every", "keep_checkpoints", "tensorboard"},
     "mesh": {"data", "fsdp"},
     "evaluation": None,

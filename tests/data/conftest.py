@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from example_contexts import make_contexts
+from example_contexts import ExampleList, make_contexts
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -13,9 +13,8 @@ from tokenizers.processors import TemplateProcessing
 
 from synrank_jax.config import DataConfig
 from synrank_jax.contract import EncodingContract
-from synrank_jax.data.contexts import RankingContext
-from synrank_jax.data.manifest import Manifest
-from synrank_jax.data.prepared import write_prepared
+from synrank_jax.data.manifest import Manifest, Recipe
+from synrank_jax.data.prepared import make_job, write_prepared
 
 Collection = Callable[..., Path]
 
@@ -84,16 +83,39 @@ def prepare(
     tmp_path: Path, collection: Collection, word_tokenizer: Tokenizer, contract: EncodingContract
 ) -> Prepare:
     """Prepares `make_contexts(lists)`, or the lists given, into a new folder."""
-    source = collection("stamped")
+    made: dict[str, Path] = {}
 
     def write(
-        lists: int | list[RankingContext] = 23, shards: int = 3, name: str = "prepared"
+        lists: int | list[ExampleList] = 23,
+        shards: int = 3,
+        name: str = "prepared",
+        workers: int = 1,
+        **data: object,
     ) -> tuple[Path, Manifest]:
         contexts = make_contexts(lists) if isinstance(lists, int) else lists
-        data = DataConfig(
-            sources=({"path": str(source)},), prepared=str(tmp_path / name), shards=shards
+        key = repr(contexts)
+        if key not in made:
+            made[key] = collection(f"source-{len(made)}", **parts_of(contexts))
+        config = DataConfig(
+            **{
+                "sources": ({"path": str(made[key])},),
+                "prepared": str(tmp_path / name),
+                "shards": shards,
+            }
+            | data
         )
-        folder = tmp_path / name
-        return folder, write_prepared(contexts, word_tokenizer, contract, data, folder)
+        job = make_job(Recipe.of(config, contract), word_tokenizer, tmp_path / name)
+        return tmp_path / name, write_prepared(job, workers=workers)
 
     return write
+
+
+def parts_of(contexts: list[ExampleList]) -> dict[str, object]:
+    """The lists as the parts of a collection."""
+    passages = [(c.query_id, passage) for c in contexts for passage in c.passages]
+    return {
+        "queries": {context.query_id: context.query for context in contexts},
+        "corpus": {passage.doc_id: passage.text for _, passage in passages},
+        "qrels": [(query_id, p.doc_id, str(p.grade)) for query_id, p in passages],
+        "exclude": [(c.query_id, doc_id) for c in contexts for doc_id in c.excluded],
+    }

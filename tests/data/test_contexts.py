@@ -1,9 +1,14 @@
-"""From sources to ranking contexts."""
+"""From sources to ranking contexts: the plain collection, and several sources for one query."""
+
+import json
+import pickle
 
 import pytest
 
 from synrank_jax.config import DataConfig
-from synrank_jax.data.contexts import Passage, RankingContext, read_contexts, source_sha256
+from synrank_jax.data.contexts import Mixture
+from synrank_jax.data.sources import Cache, source_sha256
+from synrank_jax.data.survey import Plan, write_plan
 from synrank_jax.errors import UserError
 
 
@@ -12,41 +17,108 @@ def data_of(*folders, **values):
     return DataConfig(**({"sources": sources, "prepared": "unused"} | values))
 
 
-def test_lists_follow_the_query_file_and_are_sorted_by_grade_then_id(collection):
-    contexts = read_contexts(data_of(collection()))
-    assert contexts.lists == [
-        RankingContext("q2", "second query", (Passage("d4", "four", 1),)),
-        RankingContext(
-            "q1",
-            "first query",
-            (Passage("d1", "one", 3), Passage("d3", "three", 3), Passage("d2", "two", 0)),
-        ),
+@pytest.fixture
+def opened(tmp_path):
+    """Opens the sources of a configuration and plans its lists."""
+
+    def open_(data):
+        cache = Cache(tmp_path / "cache")
+        mixture = Mixture(data, cache)
+        plan = cache.get("plan", repr(data), lambda folder: write_plan(folder, mixture))
+        return mixture, Plan(plan, mixture)
+
+    return open_
+
+
+@pytest.fixture
+def contexts(opened):
+    """All lists of a configuration: query id -> [(document id, grade)], in order."""
+
+    def lists(data, draw=0):
+        mixture, plan = opened(data)
+        made = (mixture.context(mixture.query(e), draw) for e in plan.entries.tolist())
+        return {c.query_id: [(p.doc_id, p.grade) for p in c.passages] for c in made}
+
+    return lists
+
+
+def test_lists_follow_the_query_file_and_are_sorted_by_grade_then_id(opened, collection):
+    mixture, plan = opened(data_of(collection()))
+    made = [mixture.context(mixture.query(entry), 0) for entry in plan.entries.tolist()]
+    assert [(c.query_id, c.query, [p[:3] for p in c.passages]) for c in made] == [
+        ("q2", "second query", [("d4", "four", 1)]),
+        ("q1", "first query", [("d1", "one", 3), ("d3", "three", 3), ("d2", "two", 0)]),
     ]
-    assert contexts.excluded_pairs == 0
+    assert [context.excluded for context in made] == [frozenset(), frozenset()]
+    assert plan.tally.excluded_pairs == 0
 
 
-def test_excluded_pairs_never_enter_a_list_and_are_counted(collection):
-    folder = collection(exclude=[("q1", "d1"), ("q2", "d4"), ("q2", "d1")])
-    contexts = read_contexts(data_of(folder))
-    assert [(c.query_id, [p.doc_id for p in c.passages]) for c in contexts.lists] == [
-        ("q1", ["d3", "d2"])
-    ]
-    assert contexts.excluded_pairs == 2
-    assert contexts.lists[0].excluded == ("d1",)
+def test_excluded_pairs_never_enter_a_list_and_are_counted(opened, collection):
+    folder = collection(exclude=[("q1", "d1"), ("q2", "d4"), ("q2", "d1"), ("q1", "gone")])
+    mixture, plan = opened(data_of(folder))
+    (entry,) = plan.entries.tolist()
+    context = mixture.context(mixture.query(entry), 0)
+    assert [p.doc_id for p in context.passages] == ["d3", "d2"]
+    assert {mixture.documents.id(number) for number in context.excluded} == {"d1"}
+    assert plan.tally.excluded_pairs == 2
 
 
-def test_a_query_subset_keeps_only_its_queries(collection, tmp_path):
+def test_exclusions_of_one_source_hold_for_all(contexts, collection):
+    barring = collection("a", qrels=[("q1", "d1", "3")], exclude=[("q1", "d3")])
+    other = collection("b", qrels=[("q1", "d3", "2"), ("q1", "d2", "0")])
+    assert contexts(data_of(barring, other)) == {"q1": [("d1", 3), ("d2", 0)]}
+
+
+def test_a_query_subset_keeps_only_its_queries(contexts, collection, tmp_path):
     subset = tmp_path / "subset.txt"
     subset.write_text("q1\n")
     source = {"path": str(collection()), "queries": str(subset)}
-    contexts = read_contexts(data_of(sources=(source,)))
-    assert [context.query_id for context in contexts.lists] == ["q1"]
+    assert list(contexts(data_of(sources=(source,)))) == ["q1"]
 
 
-def test_sources_follow_one_another(collection):
+def test_sources_follow_one_another(contexts, collection):
     other = collection("other", {"x": "another"}, {"d9": "nine"}, [("x", "d9", "2")])
-    contexts = read_contexts(data_of(other, collection()))
-    assert [context.query_id for context in contexts.lists] == ["x", "q2", "q1"]
+    assert list(contexts(data_of(other, collection()))) == ["x", "q2", "q1"]
+
+
+def test_what_several_sources_have_for_a_query_is_one_list(contexts, collection):
+    first = collection("a", qrels=[("q1", "d1", "3")])
+    # Its queries are in another order and other rows, as are its documents.
+    second = collection(
+        "b",
+        queries={"q3": "third", "q1": "first query"},
+        corpus={"x": "ex", "d2": "two"},
+        qrels=[("q3", "x", "1"), ("q1", "x", "0"), ("q1", "d2", "1")],
+    )
+    third = collection(
+        "c", queries={"q3": "third"}, corpus={"d2": "two"}, qrels=[("q3", "d2", "2")]
+    )
+    lists = {"q1": [("d1", 3), ("d2", 1), ("x", 0)], "q3": [("d2", 2), ("x", 1)]}
+    assert contexts(data_of(first, second, third)) == lists
+    both = data_of(first, second, missing_queries="intersection")
+    assert contexts(both) == {"q1": lists["q1"]}
+
+
+def test_a_document_has_one_number_whatever_table_it_comes_from(opened, collection):
+    first = collection("a", corpus={"d1": "one", "d2": "two"}, qrels=[("q1", "d2", "3")])
+    second = collection("b", corpus={"x": "ex", "d2": "two"}, qrels=[("q2", "d2", "1")])
+    third = collection("c", corpus={"x": "ex"}, qrels=[("q2", "x", "0")])
+    mixture, plan = opened(data_of(first, second, third))
+    made = [mixture.context(mixture.query(entry), 0) for entry in plan.entries.tolist()]
+    numbers = {(p.doc_id, p.number) for context in made for p in context.passages}
+    assert numbers == {("d2", 1), ("x", 2)}
+    assert plan.numbers[[1, 2]].tolist() == [0, 1]  # dense, in order of appearance
+    assert [mixture.documents.id(number) for number in (0, 1, 2)] == ["d1", "d2", "x"]
+
+
+def test_a_pickled_mixture_is_small_and_makes_the_same_lists(opened, collection):
+    corpus = {f"d{i}": f"text {i} " * 1000 for i in range(200)}
+    mixture, plan = opened(data_of(collection(corpus=corpus), collection("b", corpus=corpus)))
+    pickled = pickle.dumps(mixture)
+    assert len(pickled) < 10_000
+    query = plan.entries.tolist()[0]
+    copy = pickle.loads(pickled)
+    assert copy.context(copy.query(query), 0) == mixture.context(mixture.query(query), 0)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +127,12 @@ def test_sources_follow_one_another(collection):
         ({"qrels": [("q1", "d1", "1"), ("q9", "d1", "1")]}, "qrels/train.tsv:3", "query 'q9' is"),
         ({"qrels": [("q1", "d1", "1"), ("q1", "d9", "1")]}, "qrels/train.tsv:3", "document 'd9'"),
         ({"qrels": [("q1", "d1", "4")]}, "qrels/train.tsv:2", "grade 4 is not one of data.grades"),
+        ({"qrels": [("q1", "d1", "0.5")]}, "qrels/train.tsv:2", "score 0.5 is no grade"),
+        (
+            {"qrels": [("q1", "d1", "1"), ("q1", "d1", "2")]},
+            "qrels/train.tsv:2",
+            "query 'q1', document 'd1': two grades for one document: 1 in data.sources.0 and 2 in",
+        ),
         ({"queries": {"q1": " ", "q2": "x"}}, "queries.jsonl:1", "the query 'q1' of a training"),
         (
             {"corpus": {"d4": "x", "d1": "", "d2": "y", "d3": "z"}},
@@ -65,43 +143,96 @@ def test_sources_follow_one_another(collection):
         ({"exclude": [("q1", d) for d in ("d1", "d2", "d3")] + [("q2", "d4")]}, "", "no list is"),
     ],
 )
-def test_bad_input_is_refused_with_its_place(collection, parts, where, message):
+def test_bad_input_is_refused_with_its_place(opened, collection, parts, where, message):
     with pytest.raises(UserError) as error:
-        read_contexts(data_of(collection(**parts)))
+        opened(data_of(collection(**parts)))
     assert where in str(error.value)
     assert message in str(error.value)
 
 
-def test_an_empty_document_outside_the_lists_is_allowed(collection):
+def test_all_refused_queries_are_counted(opened, collection):
+    qrels = [("q1", "d1", "1"), ("q1", "d2", "9"), ("q2", "d1", "8")]
+    with pytest.raises(UserError, match=r"train\.tsv:4: .*grade 8 (.|\n)*\(1 more queries are ref"):
+        opened(data_of(collection(qrels=qrels)))
+
+
+def test_a_judgement_written_again_counts_once(contexts, collection):
+    qrels = [("q1", "d1", "1"), ("q1", "d2", "2"), ("q1", "d1", "1")]
+    assert contexts(data_of(collection(qrels=qrels))) == {"q1": [("d2", 2), ("d1", 1)]}
+
+
+def test_unknown_ids_are_counted_with_examples_and_may_be_left_out(opened, contexts, collection):
+    unknown = [("q1", f"e{i}", "1") for i in range(5)]
+    folder = collection(qrels=[*unknown, ("q9", "d1", "1"), ("q1", "d2", "2")])
+    with pytest.raises(UserError) as error:
+        opened(data_of(folder))
+    assert "train.tsv:7: query 'q9' is not in" in str(error.value)
+    assert "data.allow_missing=true" in str(error.value)
+    allowed = data_of(folder, allow_missing=True)
+    assert contexts(allowed) == {"q1": [("d2", 2)]}
+    missing = opened(allowed)[1].tally.sources[0].missing
+    assert missing["document"].count == 5
+    assert missing["document"].first_place.endswith("train.tsv:2")
+    assert missing["document"].examples == ("e0", "e1", "e2")
+    assert missing["query"].count == 1
+
+
+def test_an_empty_document_outside_the_lists_is_allowed(contexts, collection):
     corpus = {"d1": "one", "d2": "two", "d3": "three", "d4": "four", "d5": ""}
-    assert len(read_contexts(data_of(collection(corpus=corpus))).lists) == 2
+    assert len(contexts(data_of(collection(corpus=corpus)))) == 2
 
 
-def test_a_list_longer_than_list_size_is_refused(collection):
+def test_a_list_longer_than_list_size_is_refused(opened, collection):
     with pytest.raises(UserError, match=r"train\.tsv:2: the list of query 'q1' has 3 passages, "):
-        read_contexts(data_of(collection(), list_size=2))
+        opened(data_of(collection(), list_size=2))
 
 
-def test_a_subset_naming_an_unknown_query_is_refused(collection, tmp_path):
+def test_a_subset_naming_an_unknown_query_is_refused(opened, collection, tmp_path):
     subset = tmp_path / "subset.txt"
     subset.write_text("q1\nq7\n")
     source = {"path": str(collection()), "queries": str(subset)}
     with pytest.raises(UserError, match=r"subset\.txt:2: query 'q7' is not in .* \(1: q7 unknown"):
-        read_contexts(data_of(sources=(source,)))
+        opened(data_of(sources=(source,)))
 
 
-def test_a_query_in_two_sources_is_refused(collection):
-    with pytest.raises(UserError, match="query 'q2' is in two sources"):
-        read_contexts(data_of(collection(), collection("again")))
+def test_one_query_id_with_two_texts_is_refused(opened, collection):
+    first = collection("a", {"q": "one"}, qrels=[("q", "d1", "1")])
+    second = collection("b", {"q": "two"}, qrels=[("q", "d2", "1")])
+    with pytest.raises(UserError, match="query 'q' has different texts in .*a and .*b"):
+        opened(data_of(first, second))
 
 
-def test_one_document_id_with_two_texts_is_refused(collection):
-    other = collection("other", {"x": "another"}, {"d1": "not one"}, [("x", "d1", "2")])
+def test_one_document_id_with_two_texts_is_refused_where_both_are_used(
+    opened, contexts, collection
+):
+    used = collection("other", {"x": "another"}, {"d1": "not one"}, [("x", "d1", "2")])
     with pytest.raises(UserError, match="document 'd1' has different texts"):
-        read_contexts(data_of(collection(), other))
+        opened(data_of(collection(), used))
+    corpus = {"d1": "not one", "y": "why"}
+    unused = collection("unused", {"x": "another"}, corpus, [("x", "y", "2")])
+    assert len(contexts(data_of(collection("again"), unused))) == 3
 
 
-def test_the_source_hash_depends_on_content_only(collection):
+def test_a_changed_file_is_ingested_anew_and_the_old_table_goes(collection, tmp_path):
+    folder, cache_folder = collection(), tmp_path / "cache"
+
+    def tables():
+        cache = Cache(cache_folder)
+        Mixture(data_of(folder), cache)
+        cache.prune()
+        return {path.name: path.stat().st_mtime_ns for path in cache_folder.iterdir()}
+
+    before = tables()
+    assert len(before) == 3  # documents, queries, pairs
+    assert tables() == before
+    with (folder / "corpus.jsonl").open("a") as file:
+        file.write(json.dumps({"_id": "d5", "text": "five"}) + "\n")
+    after = tables()
+    assert len(after) == 3
+    assert len(after.keys() & before.keys()) == 1  # the queries
+
+
+def test_the_source_hash_depends_on_content_only(collection, tmp_path):
     first, same = collection("a"), collection("b")
     assert hash_of(first) == hash_of(same)
     for name in ("queries.jsonl", "corpus.jsonl", "qrels/train.tsv"):
@@ -110,7 +241,10 @@ def test_the_source_hash_depends_on_content_only(collection):
             file.write("\n")
         assert hash_of(same) != before
     assert hash_of(first) != hash_of(collection("c", exclude=[]))
+    subset = tmp_path / "subset.txt"
+    subset.write_text("q1\n")
+    assert hash_of(first) != hash_of(first, queries=str(subset))
 
 
-def hash_of(folder):
-    return source_sha256(data_of(folder).sources[0])
+def hash_of(folder, **values):
+    return source_sha256(data_of(sources=({"path": str(folder), **values},)).sources[0])

@@ -8,7 +8,7 @@ import pytest
 from example_contexts import make_contexts
 
 from synrank_jax.data import manifest as manifest_module
-from synrank_jax.data import prepared as prepared_module
+from synrank_jax.data import shards as shards_module
 from synrank_jax.data.examples import decode_ids, decode_list
 from synrank_jax.data.manifest import (
     Recipe,
@@ -84,7 +84,7 @@ def test_the_manifest_counts_what_was_written(prepare):
 def test_preparing_twice_gives_the_same_bytes_and_other_shards_the_same_lists(prepare):
     first, manifest = prepare(name="a")
     second, _ = prepare(name="b")
-    for path in first.iterdir():
+    for path in first.glob("lists-train.*"):
         assert path.read_bytes() == (second / path.name).read_bytes()
     for shards in (1, 30):
         folder, other = prepare(name=f"c{shards}", shards=shards)
@@ -98,6 +98,7 @@ def test_preparing_again_removes_our_old_files_and_no_others(prepare):
     (folder / ".lists-train.tfrecord-00000-of-00003.1.tmp").write_text("left by a killed run")
     prepare(shards=1)
     assert sorted(path.name for path in folder.iterdir()) == [
+        ".ingest",
         "lists-train.sizes.npy",
         "lists-train.tfrecord-00000-of-00001",
         "manifest.json",
@@ -114,7 +115,7 @@ def test_an_interrupted_preparation_leaves_no_manifest(prepare, monkeypatch):
             raise KeyboardInterrupt
         return b"record"
 
-    monkeypatch.setattr(prepared_module, "encode_list", interrupted)
+    monkeypatch.setattr(shards_module, "encode_list", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare()
     assert len(list(folder.glob("*.tfrecord-*"))) == 1
@@ -175,7 +176,7 @@ def test_large_sets_are_verified_by_size_alone(prepare, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 1}, "schema_version: Input should be 2"),
+        ({"schema_version": 2}, "schema_version: Input should be 3"),
         ({"lists": "many"}, "lists: Input should be a valid integer"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
     ],
@@ -187,26 +188,28 @@ def test_another_manifest_is_refused(prepare, change, message):
     with pytest.raises(UserError, match=message):
         read_manifest(folder)
     path.write_text("{")
-    with pytest.raises(UserError, match=r"not a manifest of schema version 2 \(the file: Invalid"):
+    with pytest.raises(UserError, match=r"not a manifest of schema version 3 \(the file: Invalid"):
         read_manifest(folder)
 
 
 def test_recipes_differ_by_setting_and_source_content_not_by_place(prepare, contract):
     _, manifest = prepare()
     recipe = Recipe(**{name: getattr(manifest, name) for name in Recipe.model_fields})
-    moved = manifest.sources[0].model_copy(update={"path": "elsewhere"})
-    edited = moved.model_copy(update={"sha256": "f" * 64})
-    assert manifest.differences(recipe.model_copy(update={"sources": (moved,)})) == []
-    assert manifest.differences(
-        recipe.model_copy(
-            update={
-                "sources": (edited,),
-                "list_size": 7,
-                "contract": contract.model_copy(update={"pooling": "cls"}),
-            }
-        )
-    ) == [
+    (source,) = recipe.data.sources
+
+    def changed(source=source, sha256=recipe.sources_sha256[0], **values):
+        data = recipe.data.model_copy(update={"sources": (source,), **values})
+        return recipe.model_copy(update={"data": data, "sources_sha256": (sha256,)})
+
+    moved = source.model_copy(update={"path": "elsewhere"})
+    assert manifest.differences(changed(moved, prepared="there")) == []
+    limited = source.model_copy(update={"min_score": 1.0})
+    other = contract.model_copy(update={"pooling": "cls"})
+    edited = changed(limited, "f" * 64, list_size=7).model_copy(update={"contract": other})
+    assert manifest.differences(edited) == [
         "encoding.pooling: mean on disk, cls now",
         "data.list_size: 4 on disk, 7 now",
-        f"data.sources (SHA-256): ['{moved.sha256[:12]}'] on disk, ['ffffffffffff'] now",
+        "data.sources: [{}] on disk, [{'min_score': 1.0}] now",
+        f"data.sources (SHA-256): ['{recipe.sources_sha256[0][:12]}'] on disk, "
+        "['ffffffffffff'] now",
     ]
