@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -37,7 +38,9 @@ def command(tmp_path):
 
 
 def state_of(folder):
-    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+    """Content and time of the files that `prepare` writes, but for the ingested sources."""
+    files = (path for path in folder.iterdir() if path.is_file())
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
 def test_the_bundled_lists_are_137_of_four_grades(command, capsys):
@@ -99,7 +102,76 @@ def test_bad_input_leaves_nothing_behind(command):
         command("--set", "data.list_size=3")
     with pytest.raises(UserError, match=r"data\.grades \[1, 2, 3\]"):
         command("--set", "data.grades=[1, 2, 3]")
-    assert not command.folder.exists()
+    assert state_of(command.folder) == {}
+
+
+def test_a_dry_run_prints_counts_lengths_and_lists_and_writes_no_shard(command, capsys):
+    command("--dry-run")
+    printed = capsys.readouterr().out
+    words = " ".join(printed.replace("│", " ").split())
+    assert "source 0: beir bundled:cranfield-synthetic" in words
+    assert "pairs per score as written 0: 137, 1: 137, 2: 137, 3: 137" in words
+    assert "137 (union), 137 with a list" in words
+    assert "0 have fewer than list_size 4" in words
+    assert "0.2 MB in 2 shards" in words
+    assert "query 1: what similarity laws must be obeyed" in words
+    assert "1_l_3_d_0 Scaling requirements for thermo-elastic" in words
+    assert state_of(command.folder) == {}
+    command()
+    capsys.readouterr()
+    manifest = read_manifest(command.folder)
+    shares = [
+        counts.truncated / counts.texts
+        for counts in (manifest.query_tokens, manifest.passage_tokens)
+    ]
+    assert all(f"{share:.1%} cut at" in words for share in shares)
+
+
+MIXED = (
+    "data.sources=[{path: 'bundled:cranfield-synthetic'},"
+    " {path: 'bundled:cranfield', grade: {1: 1, 2: 2, 3: 3, 4: 3}, take: {random_k: 2}}]"
+)
+
+
+def test_a_dry_run_of_a_mixture_shows_grades_before_and_after_and_short_lists(command, capsys):
+    command("--dry-run", "--set", MIXED, "--set", "data.list_size=7", "--set", "data.draws=2")
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "source 1: beir bundled:cranfield" in words
+    assert "pairs per score as written 1: 195, 2: 447, 3: 220, 4: 76" in words
+    assert "137 have fewer than list_size 7" in words
+    assert "draws 2" in words
+
+
+def test_a_dry_run_fails_on_ambiguity(command):
+    twice = MIXED.replace("bundled:cranfield'", "bundled:cranfield-synthetic'")
+    with pytest.raises(
+        UserError, match=r"two grades for one document: 3 in data\.sources\.0"
+    ) as error:
+        command("--dry-run", "--set", twice.replace("3: 3", "3: 2, 0: 0"))
+    assert "(136 more queries are refused)" in str(error.value)
+    assert "set data.duplicates to max, first or last" in str(error.value)
+
+
+def test_a_killed_preparation_goes_on_where_it_stopped(command):
+    shards = ("--set", "data.shards=100")
+    arguments = [sys.executable, "-m", "synrank_jax.prepare", "--config", str(command.config)]
+    process = subprocess.Popen([*arguments, *shards, "--workers", "1"], stdout=subprocess.PIPE)
+    while process.poll() is None and not list(command.folder.glob("*.stamp-0000[3-9]*")):
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    done = {path: path.stat().st_mtime_ns for path in command.folder.glob("*.tfrecord-*-of-00100")}
+    assert 4 <= len(done) < 100
+    assert not (command.folder / "manifest.json").exists()
+    command(*shards)
+    # The newest may have been without its stamp yet.
+    newest = max(done, key=lambda path: path.name)
+    assert all(path.stat().st_mtime_ns == at for path, at in done.items() if path != newest)
+    whole = command.folder.with_name("whole")
+    command(*shards, "--set", f"data.prepared={whole}")
+    assert {name: data for name, (_, data) in state_of(command.folder).items()} == {
+        name: data for name, (_, data) in state_of(whole).items()
+    }
 
 
 def test_errors_are_one_message_and_exit_code_2(command, tmp_path):

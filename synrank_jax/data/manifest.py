@@ -37,6 +37,7 @@ class Recipe(Section):
 
     contract: EncodingContract
     data: DataConfig
+    """Its `prepared` is ".", the folder that holds the manifest."""
     sources_sha256: tuple[str, ...]
     """Hash of the content of each source."""
 
@@ -48,7 +49,8 @@ class Recipe(Section):
             UserError: a source's file is missing.
         """
         hashes = tuple(source_sha256(source) for source in data.sources)
-        return cls(contract=contract, data=data, sources_sha256=hashes)
+        here = data.model_copy(update={"prepared": "."})
+        return cls(contract=contract, data=here, sources_sha256=hashes)
 
     def differences(self, other: "Recipe") -> list[str]:
         """One line per setting in which two recipes differ; `self` is the one on disk.

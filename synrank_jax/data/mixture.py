@@ -9,12 +9,15 @@ lists are ambiguous, empty or too long does not depend on luck, but for `random_
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from synrank_jax.config import DataConfig, SourceConfig, TakeConfig
 from synrank_jax.data.draws import sample
 from synrank_jax.errors import UserError
+
+GradeOf = Callable[[float], int]
 
 
 class Found(NamedTuple):
@@ -73,20 +76,20 @@ def assemble(
         RefusedError: a score that the source's `grade` does not cover; a grade outside data.grades;
             two grades for one document under `duplicates: error`; a list that is too long.
     """
-    graded = [
-        _graded(index, source, found[index], barred, data.grades)
+    kept = [_kept(source, found[index], barred) for index, source in enumerate(data.sources)]
+    grade_of = [
+        _grades(index, source, found[index], kept[index], data.grades)
         for index, source in enumerate(data.sources)
     ]
-    owned, conflicts = _owned(graded, data.duplicates)
+    owned, conflicts = _owned(found, kept, grade_of, data.duplicates)
     if data.missing_queries == "intersection" and not all(owned):
         return None
-    members = [
-        member
-        for index, source in enumerate(data.sources)
-        for member in _taken(
-            owned[index], found[index].scores, source.take, (data.seed, draw, index, query_id)
-        )
-    ]
+    members = []
+    for index, source in enumerate(data.sources):
+        documents, scores = found[index]
+        for place in _taken(owned[index], scores, source.take, (data.seed, draw, index, query_id)):
+            grade = grade_of[index](scores[place])
+            members.append(Member(documents[place], grade, index, place))
     if not members:
         return None
     if len(members) > data.list_size:
@@ -101,22 +104,32 @@ def assemble(
     return Assembled(members, judged - {member.document for member in members}, conflicts)
 
 
-def _graded(
-    index: int, source: SourceConfig, found: Found, barred: frozenset[int], grades: Sequence[int]
-) -> list[Member]:
-    """The documents within the limits, with their grades."""
+def _kept(source: SourceConfig, found: Found, barred: frozenset[int]) -> Sequence[int]:
+    """Places of the documents within the limits."""
+    if source.min_score is None and source.max_score is None and not barred:
+        return range(len(found.documents))
     low = -math.inf if source.min_score is None else source.min_score
     high = math.inf if source.max_score is None else source.max_score
-    kept = [
-        (place, document, score)
+    return [
+        place
         for place, (document, score) in enumerate(zip(*found, strict=True))
         if low <= score < high and document not in barred
     ]
-    grade_of: dict[float, int] = {}
-    for _, document, score in kept:
-        if score not in grade_of:
-            grade_of[score] = _grade(index, source, document, score, grades)
-    return [Member(document, grade_of[score], index, place) for place, document, score in kept]
+
+
+def _grades(
+    index: int, source: SourceConfig, found: Found, kept: Sequence[int], grades: Sequence[int]
+) -> GradeOf:
+    """The grade of every score that is kept."""
+    if kept and isinstance(source.grade, int):  # however many scores there are
+        grade = _grade(index, source, found.documents[kept[0]], found.scores[kept[0]], grades)
+        return lambda score: grade
+    of: dict[float, int] = {}
+    for place in kept:
+        score = found.scores[place]
+        if score not in of:
+            of[score] = _grade(index, source, found.documents[place], score, grades)
+    return of.__getitem__
 
 
 def _grade(
@@ -156,48 +169,72 @@ def _grade(
     return grade
 
 
-def _owned(graded: Sequence[list[Member]], rule: str) -> tuple[list[list[Member]], int]:
-    """The members that each source is left with, and how many documents had several grades."""
+def _owned(
+    found: Sequence[Found], kept: list[Sequence[int]], grade_of: list[GradeOf], rule: str
+) -> tuple[list[Sequence[int]], int]:
+    """The places that each source is left with, and how many documents had several grades."""
+    contested = _contested(found, kept)
+    if not contested:
+        return kept, 0
     owners: dict[int, Member] = {}
-    conflicts: set[int] = set()
-    for member in _all(graded):
-        owner = owners.setdefault(member.document, member)
-        if owner is member or (owner.grade == member.grade):
-            continue
-        conflicts.add(member.document)
-        if rule == "error":
-            raise RefusedError(
-                f"two grades for one document: {owner.grade} in data.sources.{owner.source} and "
-                f"{member.grade} in data.sources.{member.source}; correct one of them, or set "
-                "data.duplicates to max, first or last",
-                member.source,
-                member.document,
-            )
-        if rule == "last" or (rule == "max" and member.grade > owner.grade):
-            owners[member.document] = member
+    conflicts = set()
+    for index, (documents, scores) in enumerate(found):
+        for place in kept[index]:
+            if documents[place] not in contested:
+                continue
+            member = Member(documents[place], grade_of[index](scores[place]), index, place)
+            owner = owners.setdefault(member.document, member)
+            if owner.grade == member.grade:
+                continue
+            conflicts.add(member.document)
+            if rule == "error":
+                raise _conflict(owner, member)
+            if rule == "last" or (rule == "max" and member.grade > owner.grade):
+                owners[member.document] = member
+    won = {(owner.source, owner.place) for owner in owners.values()}
     return [
-        [member for member in members if owners[member.document] is member] for members in graded
+        [p for p in places if found[i].documents[p] not in contested or (i, p) in won]
+        for i, places in enumerate(kept)
     ], len(conflicts)
 
 
-def _all(graded: Sequence[list[Member]]) -> Iterator[Member]:
-    for members in graded:
-        yield from members
+def _contested(found: Sequence[Found], kept: list[Sequence[int]]) -> set[int]:
+    """Documents that are kept more than once."""
+    seen: set[int] = set()
+    contested: set[int] = set()
+    for (documents, _), places in zip(found, kept, strict=True):
+        here = [documents[place] for place in places]
+        distinct = set(here)
+        contested |= seen & distinct
+        if len(distinct) < len(here):
+            contested |= {document for document, count in Counter(here).items() if count > 1}
+        seen |= distinct
+    return contested
+
+
+def _conflict(owner: Member, member: Member) -> RefusedError:
+    return RefusedError(
+        f"two grades for one document: {owner.grade} in data.sources.{owner.source} and "
+        f"{member.grade} in data.sources.{member.source}; correct one of them, or set "
+        "data.duplicates to max, first or last",
+        member.source,
+        member.document,
+    )
 
 
 def _taken(
-    members: list[Member],
+    places: Sequence[int],
     scores: Sequence[float],
     take: TakeConfig | None,
     key: tuple[int, int, int, str],
-) -> list[Member]:
+) -> Sequence[int]:
     """The source's share of the list; equal scores in file order."""
     if take is None:
-        return members
+        return places
     if take.random_k is not None:
-        return [members[i] for i in sample(len(members), take.random_k, *key)]
+        return [places[i] for i in sample(len(places), take.random_k, *key)]
     if take.top_k is not None:
-        return sorted(members, key=lambda member: -scores[member.place])[: take.top_k]
+        return sorted(places, key=lambda place: -scores[place])[: take.top_k]
     if take.bottom_k is not None:
-        return sorted(members, key=lambda member: scores[member.place])[: take.bottom_k]
-    return members[: take.first_k]
+        return sorted(places, key=lambda place: scores[place])[: take.bottom_k]
+    return places[: take.first_k]

@@ -15,6 +15,7 @@ from synrank_jax.config import DataConfig
 from synrank_jax.contract import EncodingContract
 from synrank_jax.data.manifest import Manifest, Recipe
 from synrank_jax.data.prepared import make_job, write_prepared
+from synrank_jax.data.shards import Job
 
 Collection = Callable[..., Path]
 
@@ -79,33 +80,37 @@ Prepare = Callable[..., tuple[Path, Manifest]]
 
 
 @pytest.fixture
-def prepare(
+def job(
     tmp_path: Path, collection: Collection, word_tokenizer: Tokenizer, contract: EncodingContract
-) -> Prepare:
-    """Prepares `make_contexts(lists)`, or the lists given, into a new folder."""
+) -> Callable[..., Job]:
+    """Plans to prepare `make_contexts(lists)`, or the lists given, into a new folder."""
     made: dict[str, Path] = {}
 
-    def write(
+    def plan(
         lists: int | list[ExampleList] = 23,
-        shards: int = 3,
         name: str = "prepared",
-        workers: int = 1,
+        shards: int = 3,
+        take: dict[str, int] | None = None,
         **data: object,
-    ) -> tuple[Path, Manifest]:
+    ) -> Job:
         contexts = make_contexts(lists) if isinstance(lists, int) else lists
         key = repr(contexts)
         if key not in made:
             made[key] = collection(f"source-{len(made)}", **parts_of(contexts))
-        config = DataConfig(
-            **{
-                "sources": ({"path": str(made[key])},),
-                "prepared": str(tmp_path / name),
-                "shards": shards,
-            }
-            | data
-        )
-        job = make_job(Recipe.of(config, contract), word_tokenizer, tmp_path / name)
-        return tmp_path / name, write_prepared(job, workers=workers)
+        source, folder = {"path": str(made[key]), "take": take}, tmp_path / name
+        config = DataConfig(sources=(source,), prepared=str(folder), shards=shards, **data)
+        return make_job(Recipe.of(config, contract), word_tokenizer, folder)
+
+    return plan
+
+
+@pytest.fixture
+def prepare(job: Callable[..., Job]) -> Prepare:
+    """Prepares what `job` plans, in `workers` processes."""
+
+    def write(*args: object, workers: int = 1, **values: object) -> tuple[Path, Manifest]:
+        planned = job(*args, **values)
+        return planned.folder, write_prepared(planned, workers=workers)
 
     return write
 

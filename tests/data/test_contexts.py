@@ -198,7 +198,7 @@ def test_a_subset_naming_an_unknown_query_is_refused(opened, collection, tmp_pat
 def test_one_query_id_with_two_texts_is_refused(opened, collection):
     first = collection("a", {"q": "one"}, qrels=[("q", "d1", "1")])
     second = collection("b", {"q": "two"}, qrels=[("q", "d2", "1")])
-    with pytest.raises(UserError, match="query 'q' has different texts in .*a and .*b"):
+    with pytest.raises(UserError, match=r"query 'q' has different texts in .*a and .*b"):
         opened(data_of(first, second))
 
 

@@ -77,6 +77,15 @@ def test_every_epoch_sees_every_list_once_though_batches_cross_its_border(lists)
     assert len(set(map(tuple, epochs.tolist()))) == 8
 
 
+def test_epoch_e_reads_draw_e_modulo_the_draws(prepare):
+    lists = PreparedLists(prepare(LISTS, draws=2, take={"random_k": 1})[0])
+    assert len(lists) == LISTS
+    ids = np.concatenate([batch.sample_ids.ravel() for batch in stream(lists, LISTS)])
+    epochs = ids.reshape(8, LISTS)
+    for epoch, samples in enumerate(epochs):
+        assert sorted(samples) == [epoch % 2 * LISTS + i for i in range(LISTS)]
+
+
 def test_a_batch_larger_than_the_set_spans_epochs(lists):
     (batch,) = stream(lists, 1, global_batch_size=64, pool_size=64)
     assert np.bincount(batch.sample_ids.ravel()).tolist() in [

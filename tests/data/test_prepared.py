@@ -17,6 +17,7 @@ from synrank_jax.data.manifest import (
     shard_paths,
     verify_shards,
 )
+from synrank_jax.data.prepared import write_prepared
 from synrank_jax.data.records import TFRecordSource
 from synrank_jax.errors import UserError
 
@@ -84,8 +85,7 @@ def test_the_manifest_counts_what_was_written(prepare):
 def test_preparing_twice_gives_the_same_bytes_and_other_shards_the_same_lists(prepare):
     first, manifest = prepare(name="a")
     second, _ = prepare(name="b")
-    for path in first.glob("lists-train.*"):
-        assert path.read_bytes() == (second / path.name).read_bytes()
+    assert contents(first) == contents(second)
     for shards in (1, 30):
         folder, other = prepare(name=f"c{shards}", shards=shards)
         assert other.lists_sha256 == manifest.lists_sha256
@@ -106,23 +106,91 @@ def test_preparing_again_removes_our_old_files_and_no_others(prepare):
     ]
 
 
-def test_an_interrupted_preparation_leaves_no_manifest(prepare, monkeypatch):
-    folder, _ = prepare()
+def interrupted_at(monkeypatch, record):
+    """Makes preparing end at that record as if by Ctrl-C."""
     written = itertools.count()
+    encode = shards_module.encode_list
 
     def interrupted(**values):
-        if next(written) == 10:  # in the second shard
+        if next(written) == record:
             raise KeyboardInterrupt
-        return b"record"
+        return encode(**values)
 
     monkeypatch.setattr(shards_module, "encode_list", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        prepare()
+
+
+def test_an_interrupted_preparation_leaves_no_manifest(prepare, monkeypatch):
+    folder, _ = prepare()
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 10)  # in the second shard
+        with pytest.raises(KeyboardInterrupt):
+            prepare(seed=1)
     assert len(list(folder.glob("*.tfrecord-*"))) == 1
     assert not (folder / "manifest.json").exists()
     assert not list(folder.glob("*.tmp"))
     with pytest.raises(UserError, match=r"manifest\.json: cannot be read .*synrank_jax\.prepare"):
         read_manifest(folder)
+
+
+@pytest.mark.parametrize("damage", ["none", "shard", "stamp", "recipe"])
+def test_preparing_again_goes_on_at_the_missing_shards(prepare, monkeypatch, damage):
+    whole, _ = prepare(name="whole", shards=4)
+    folder = whole.with_name("prepared")
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 12)  # in the third shard
+        with pytest.raises(KeyboardInterrupt):
+            prepare(shards=4)
+    first, second = sorted(folder.glob("*.tfrecord-*"))
+    if damage == "shard":
+        first.write_bytes(first.read_bytes()[:-1])
+    if damage == "stamp":
+        (folder / "lists-train.stamp-00000-of-00004.json").write_text("{")
+    if damage == "recipe":
+        for stamp in folder.glob("*.stamp-*"):
+            stamp.write_text(stamp.read_text().replace('"recipe_sha256":"', '"recipe_sha256":"0'))
+    kept = {first, second} - ({first} if damage in ("shard", "stamp") else set())
+    kept = set() if damage == "recipe" else kept
+    before = {path: path.stat().st_mtime_ns for path in (first, second)}
+    prepare(shards=4)
+    unchanged = {path for path in (first, second) if path.stat().st_mtime_ns == before[path]}
+    assert unchanged == kept
+    assert contents(folder) == contents(whole)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_processes_write_what_one_process_writes(prepare):
+    take = {"take": {"random_k": 2}}
+    one, manifest = prepare(name="one", shards=5, draws=2, **take)
+    several, _ = prepare(name="several", shards=5, draws=2, workers=2, **take)
+    assert contents(one) == contents(several)
+    assert manifest.lists == 23
+    assert sum(shard.records for shard in manifest.shards) == 46
+
+
+def test_what_a_worker_refuses_is_one_message(job, tmp_path):
+    planned = job()._replace(folder=tmp_path / "gone")
+    with pytest.raises(UserError, match=r"gone/lists-train\..*: cannot be written \(No such file"):
+        write_prepared(planned, workers=2)
+
+
+def test_records_of_a_later_draw_follow_those_of_the_first(prepare):
+    folder, manifest = prepare(draws=3, take={"random_k": 1})
+    records = [decode_ids(record) for record in records_of(folder, manifest)]
+    assert len(records) == 3 * manifest.lists
+    queries, documents = zip(*records, strict=True)
+    assert list(queries) == [f"q{i}" for i in range(23)] * 3
+    drawn = [documents[i::23] for i in range(23)]
+    assert all(len(listed) == 1 for listed in documents)
+    assert all(len(set(map(tuple, lists))) == 1 for lists in drawn[::4])  # lists of one document
+    assert len({str(draw) for draw in zip(*drawn, strict=True)}) == 3
+    assert manifest.grade_counts == Counter(
+        grade
+        for record in records_of(folder, manifest)
+        for grade in decode_list(record).grades.tolist()
+    )
 
 
 def test_every_truncation_and_bit_flip_of_any_file_is_refused_with_its_name(prepare):
