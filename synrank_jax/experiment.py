@@ -231,8 +231,11 @@ def _of(config: Config) -> EvaluationConfig:
 def missing_lists(config: Config) -> str | None:
     """Why this configuration's training lists cannot be read here; None if they can."""
     for source in config.data.sources:
-        if reason := _missing_folder(source.path, "data.sources.path"):
-            return reason
+        for field, path in (("path", source.path), ("corpus", source.corpus)):
+            if path is None or path.startswith("hub:") or Path(path).expanduser().is_file():
+                continue
+            if reason := _missing_folder(path, f"data.sources.{field}"):
+                return reason
     return None
 
 

@@ -142,9 +142,10 @@ def _finish(job: Job, stamps: list[ShardStamp]) -> Manifest:
 def _lists_sha256(shards: list[Path]) -> str:
     """Hash of all records in order; reads the shards once more, so it also checks them."""
     digest = hashlib.sha256()
-    records = TFRecordSource(shards)
-    for index in range(len(records)):
-        digest.update(records[index])
+    for path in shards:
+        records = TFRecordSource([path])
+        for index in range(len(records)):
+            digest.update(records[index])
     return digest.hexdigest()
 
 

@@ -84,20 +84,30 @@ def write_plan(folder: Path, mixture: Mixture) -> None:
     """
     survey = _Survey(mixture)
     entries = mixture.entries()
-    kept = [index for index, entry in enumerate(entries.tolist()) if survey.add(entry)]
+    kept = np.zeros(len(entries), np.bool_)
+    for start in range(0, len(entries), CHUNK_ROWS):
+        part = slice(start, start + CHUNK_ROWS)
+        kept[part] = [survey.add(entry) for entry in entries[part].tolist()]
     if survey.refusal:
         more = survey.refused - 1
         raise UserError(
             f"{survey.refusal}" + (f"\n({more} more queries are refused)" if more else "")
         )
-    if not kept:
+    if not kept.any():
         raise UserError(
             f"data.sources: no list is left of {', '.join(s.path for s in mixture.data.sources)}; "
             "check split, query subset, score limits, missing_queries and exclude.tsv"
         )
+    tally = survey.tally(len(entries), int(kept.sum()))
+    for index, source in enumerate(tally.sources):
+        if not source.grades:
+            raise UserError(
+                f"data.sources.{index} {source.path}: none of its {source.pairs} pairs is in a "
+                "list, or other sources have them all; check its split, query subset and score "
+                "limits, or remove it"
+            )
     write_array(folder / "entries", entries[kept])
     write_array(folder / "numbers", np.frombuffer(survey.numbers, np.int32))
-    tally = survey.tally(len(entries), len(kept))
     (folder / TALLY_FILE).write_text(tally.model_dump_json(indent=2) + "\n", "utf-8")
 
 

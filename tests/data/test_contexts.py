@@ -113,7 +113,8 @@ def test_a_document_has_one_number_whatever_table_it_comes_from(opened, collecti
 
 def test_a_pickled_mixture_is_small_and_makes_the_same_lists(opened, collection):
     corpus = {f"d{i}": f"text {i} " * 1000 for i in range(200)}
-    mixture, plan = opened(data_of(collection(corpus=corpus), collection("b", corpus=corpus)))
+    other = collection("b", corpus=corpus, qrels=[("q1", "d5", "1")])
+    mixture, plan = opened(data_of(collection(corpus=corpus), other))
     pickled = pickle.dumps(mixture)
     assert len(pickled) < 10_000
     query = plan.entries.tolist()[0]
@@ -177,6 +178,12 @@ def test_unknown_ids_are_counted_with_examples_and_may_be_left_out(opened, conte
     assert missing["query"].count == 1
 
 
+def test_a_source_of_which_nothing_is_left_is_refused(opened, collection):
+    none = {"path": str(collection("none")), "min_score": 5}
+    with pytest.raises(UserError, match=r"sources\.1 .*none: none of its 4 pairs is in a list"):
+        opened(data_of(sources=({"path": str(collection())}, none)))
+
+
 def test_an_empty_document_outside_the_lists_is_allowed(contexts, collection):
     corpus = {"d1": "one", "d2": "two", "d3": "three", "d4": "four", "d5": ""}
     assert len(contexts(data_of(collection(corpus=corpus)))) == 2
@@ -211,6 +218,49 @@ def test_one_document_id_with_two_texts_is_refused_where_both_are_used(
     corpus = {"d1": "not one", "y": "why"}
     unused = collection("unused", {"x": "another"}, corpus, [("x", "y", "2")])
     assert len(contexts(data_of(collection("again"), unused))) == 3
+
+
+WORDS = {f"d{i}": " ".join(f"{i}w{j}" for j in range(40)) for i in range(6)} | {"e": " "}
+
+
+def test_crops_make_a_query_and_its_passage_of_each_document(opened, collection):
+    source = {"path": str(collection(corpus=WORDS)), "format": "crops", "grade": 3}
+    mixture, plan = opened(data_of(sources=(source,), draws=2))
+    made = [
+        mixture.context(mixture.query(entry), draw)
+        for draw in range(2)
+        for entry in plan.entries.tolist()
+    ]
+    assert [c.query_id for c in made] == [f"crop:d{i}" for i in range(6)] * 2  # e is empty
+    for context in made:
+        ((doc_id, text, grade, _),) = context.passages
+        assert f"crop:{doc_id}" == context.query_id
+        assert grade == 3
+        assert set(text.split()) | set(context.query.split()) <= set(WORDS[doc_id].split())
+        assert text != context.query
+    assert len({context.query for context in made}) == 12  # each draw has its own
+    again = mixture.context(mixture.query(plan.entries[0].tolist()), 1)
+    assert again == made[6]
+
+
+def test_crops_mix_with_other_sources_of_the_same_documents(opened, collection):
+    folder = str(collection(corpus=WORDS | {"d9": "nine"}, qrels=[("q1", "d1", "3")]))
+    crops = {"path": folder, "format": "crops", "grade": 3}
+    mixture, plan = opened(data_of(sources=({"path": folder}, crops)))
+    made = [mixture.context(mixture.query(entry), 0) for entry in plan.entries.tolist()]
+    assert [c.query_id for c in made] == ["q1", *(f"crop:d{i}" for i in (0, 1, 2, 3, 4, 5, 9))]
+    whole, crop = made[0].passages[0], made[2].passages[0]
+    assert whole.number == crop.number  # the same document: no in-batch negative of the other
+    assert (whole.text, crop.doc_id) == (WORDS["d1"], "d1")
+    assert made[-1].query == made[-1].passages[0].text == "nine"
+
+
+def test_a_query_subset_of_crops_names_their_ids(contexts, collection, tmp_path):
+    subset = tmp_path / "subset.txt"
+    subset.write_text("crop:d2\n")
+    source = {"path": str(collection(corpus=WORDS)), "format": "crops", "grade": 1}
+    found = contexts(data_of(sources=({**source, "queries": str(subset)},)))
+    assert found == {"crop:d2": [("d2", 1)]}
 
 
 def test_a_changed_file_is_ingested_anew_and_the_old_table_goes(collection, tmp_path):
