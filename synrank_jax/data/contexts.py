@@ -14,6 +14,8 @@ from synrank_jax.data.sources import Cache, ingest
 from synrank_jax.data.tables import CHUNK_ROWS, Rows, TextTable, map_array, write_array
 from synrank_jax.errors import UserError
 
+NO_ROWS, NO_SCORES = np.empty(0, np.int32), np.empty(0)
+
 
 class Passage(NamedTuple):
     """A document in the list of a query. number: as in `Documents`."""
@@ -157,21 +159,15 @@ class Mixture:
 
     def query(self, entry: Sequence[int]) -> Query:
         """What the sources have for a row of `entries`."""
-        documents: list[list[int]] = []
-        found, barred = [], set[int]()
-        for index, (source, row) in enumerate(zip(self.sources, entry, strict=True)):
-            if row < 0:
-                documents.append([])
-                found.append(Found([], []))
-                continue
-            rows, scores = source.found(row)
-            numbers = self.documents.numbers(self.tables[index], rows)
-            documents.append(rows.tolist())
-            found.append(Found(numbers.tolist(), scores.tolist()))
-            out = self.documents.numbers(self.tables[index], source.barred(row))
-            barred.update(out.tolist())
         first = next(index for index, row in enumerate(entry) if row >= 0)
         query_id = self.sources[first].query_id(entry[first])
+        documents: list[list[int]] = []
+        found, barred = [], set[int]()
+        for source, table, row in zip(self.sources, self.tables, entry, strict=True):
+            rows, scores = source.found(row) if row >= 0 else (NO_ROWS, NO_SCORES)
+            documents.append(rows.tolist())
+            found.append(Found(self.documents.numbers(table, rows).tolist(), scores.tolist()))
+            barred.update(self.documents.numbers(table, source.barred(query_id)).tolist())
         return Query(query_id, entry, documents, found, frozenset(barred))
 
     def assemble(self, query: Query, draw: int) -> Assembled | None:

@@ -15,6 +15,7 @@ Equal document ids have equal numbers over the whole set, so that every host rec
 that occurs twice in a step without seeing the other hosts' records. The texts are not stored.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -42,10 +43,10 @@ class TokenizedList(NamedTuple):
 
 def encode_list(
     query_id: str,
-    query_tokens: NDArray[np.int32],
+    query_tokens: Sequence[int],
     passage_ids: Sequence[str],
     passage_numbers: Sequence[int],
-    passage_tokens: Sequence[NDArray[np.int32]],
+    passage_tokens: Sequence[Sequence[int]],
     grades: Sequence[int],
     excluded_numbers: Sequence[int] = (),
 ) -> bytes:
@@ -55,10 +56,10 @@ def encode_list(
     feature["query_id"].bytes_list.value.append(query_id.encode())
     feature["passage_ids"].bytes_list.value.extend(doc_id.encode() for doc_id in passage_ids)
     ints = {
-        "query_tokens": query_tokens.tolist(),
+        "query_tokens": query_tokens,
         "passage_numbers": passage_numbers,
         "passage_lengths": [len(tokens) for tokens in passage_tokens],
-        "passage_tokens": np.concatenate(passage_tokens).tolist(),
+        "passage_tokens": list(itertools.chain.from_iterable(passage_tokens)),
         "grades": grades,
         "excluded_numbers": excluded_numbers,
     }

@@ -8,7 +8,7 @@ import hashlib
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -70,11 +70,9 @@ def write_prepared(
     Raises:
         UserError: bad input; the folder cannot be written, or the disk is full.
     """
-    shards = range(job.recipe.data.shards)
-    done = {shard: stamp for shard in shards if (stamp := finished(job, shard))}
-    _clear(job, done)
+    done = start(job)
     on_progress(sum(stamp.shard.records for stamp in done.values()))
-    todo = [shard for shard in shards if shard not in done]
+    todo = [shard for shard in range(job.recipe.data.shards) if shard not in done]
     if min(workers, len(todo)) > 1:
         for shard, stamp in _in_processes(job, todo, workers):
             done[shard] = stamp
@@ -82,7 +80,19 @@ def write_prepared(
     else:
         for shard in todo:
             done[shard] = write_shard(job, shard, on_progress)
-    return _finish(job, [done[shard] for shard in shards])
+    return finish(job, done)
+
+
+def start(job: Job) -> dict[int, ShardStamp]:
+    """Remove our files of other recipes; the shards that are finished stay and are returned.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    shards = range(job.recipe.data.shards)
+    done = {shard: stamp for shard in shards if (stamp := finished(job, shard))}
+    _clear(job, done)
+    return done
 
 
 def _in_processes(job: Job, shards: list[int], workers: int) -> Iterator[tuple[int, ShardStamp]]:
@@ -115,8 +125,13 @@ def _work(shard: int) -> ShardStamp:
     return write_shard(_JOB[0], shard)
 
 
-def _finish(job: Job, stamps: list[ShardStamp]) -> Manifest:
-    folder = job.folder
+def finish(job: Job, done: Mapping[int, ShardStamp]) -> Manifest:
+    """Write the sizes and the manifest of all shards, and remove the stamps.
+
+    Raises:
+        UserError: a shard is damaged; the folder cannot be written, or the disk is full.
+    """
+    folder, stamps = job.folder, [done[shard] for shard in sorted(done)]
     parts = [np.load(folder / stamp.sizes.name, allow_pickle=False) for stamp in stamps]
     plan = Plan(job.plan, job.mixture)
     manifest = Manifest(
@@ -133,7 +148,7 @@ def _finish(job: Job, stamps: list[ShardStamp]) -> Manifest:
     )
     with atomic_write(folder / MANIFEST_FILE) as file:
         file.write(manifest.model_dump_json(indent=2).encode() + b"\n")
-    for shard, stamp in enumerate(stamps):
+    for shard, stamp in done.items():
         (folder / stamp.sizes.name).unlink()
         stamp_file(job, shard).unlink()
     return manifest

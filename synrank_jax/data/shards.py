@@ -146,7 +146,7 @@ class ListEncoder:
             truncated=self._truncated[side],
         )
 
-    def _tokenize(self, side: str, texts: list[str]) -> list[NDArray[np.int32]]:
+    def _tokenize(self, side: str, texts: list[str]) -> list[list[int]]:
         contract = self._job.recipe.contract
         prompt, length = getattr(contract, f"{side}_prompt"), getattr(contract, f"{side}_length")
         rows, truncated = tokenize_counting(self._job.tokenizer, texts, prompt, length)
@@ -155,7 +155,7 @@ class ListEncoder:
         return rows
 
     def _record(
-        self, context: RankingContext, query: NDArray[np.int32], passages: list[NDArray[np.int32]]
+        self, context: RankingContext, query: list[int], passages: list[list[int]]
     ) -> bytes:
         # Only documents of the set can be met in a batch.
         excluded = [number for number in context.excluded if self._plan.numbers[number] >= 0]

@@ -125,9 +125,12 @@ class Source:
         """Scores of all pairs."""
         return self._pairs.scores
 
-    def barred(self, row: int) -> Rows:
-        """Rows of the documents that exclude.tsv names for a query."""
-        return self._excluded.of(row)[0] if self._excluded else np.empty(0, np.int32)
+    def barred(self, query_id: str) -> Rows:
+        """Rows of the documents that exclude.tsv names for a query, whatever the query subset."""
+        if self._excluded is None:
+            return np.empty(0, np.int32)
+        row = int(self._queries.find([query_id])[0])
+        return self._excluded.of(row)[0] if row >= 0 else np.empty(0, np.int32)
 
     def missing(self) -> dict[str, Missing]:
         """Pairs left out for naming an unknown query or document."""
@@ -188,7 +191,7 @@ class CropSource(Source):
     def scores(self) -> NDArray[np.float64]:
         return np.ones(len(self.rows()))
 
-    def barred(self, row: int) -> Rows:
+    def barred(self, query_id: str) -> Rows:
         return np.empty(0, np.int32)
 
     def missing(self) -> dict[str, Missing]:

@@ -23,20 +23,21 @@ def tokenize_texts(
     Returns:
         One int32 array [<= length] per text.
     """
-    return tokenize_counting(tokenizer, texts, prompt, length)[0]
+    rows = tokenize_counting(tokenizer, texts, prompt, length)[0]
+    return [np.array(row, np.int32) for row in rows]
 
 
 def tokenize_counting(
     tokenizer: Tokenizer, texts: list[str], prompt: str, length: int
-) -> tuple[list[NDArray[np.int32]], int]:
-    """As `tokenize_texts`, and how many of the texts were cut."""
+) -> tuple[list[list[int]], int]:
+    """As `tokenize_texts`, but lists, and how many of the texts were cut."""
     tokenizer.enable_truncation(length)
     try:
         encodings = tokenizer.encode_batch_fast([prompt + text for text in texts])
     finally:
         tokenizer.no_truncation()
-    rows = [np.array(encoding.ids, np.int32) for encoding in encodings]
-    return rows, sum(1 for encoding in encodings if encoding.overflowing)
+    truncated = sum(1 for encoding in encodings if encoding.overflowing)
+    return [encoding.ids for encoding in encodings], truncated
 
 
 # Token rows are padded to a multiple of this, so that XLA compiles a handful of shapes.

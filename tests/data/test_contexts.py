@@ -67,6 +67,10 @@ def test_exclusions_of_one_source_hold_for_all(contexts, collection):
     barring = collection("a", qrels=[("q1", "d1", "3")], exclude=[("q1", "d3")])
     other = collection("b", qrels=[("q1", "d3", "2"), ("q1", "d2", "0")])
     assert contexts(data_of(barring, other)) == {"q1": [("d1", 3), ("d2", 0)]}
+    # Also where the barring source has no judgement of the query.
+    silent = collection("c", qrels=[("q2", "d1", "3")], exclude=[("q1", "d3")])
+    expected = {"q2": [("d1", 3)], "q1": [("d2", 0)]}
+    assert contexts(data_of(silent, other)) == expected
 
 
 def test_a_query_subset_keeps_only_its_queries(contexts, collection, tmp_path):

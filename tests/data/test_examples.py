@@ -3,20 +3,17 @@
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from tensorflow_datasets.proto.tf_example_generated_pb2 import Example
 
 from synrank_jax.data.examples import decode_ids, decode_list, encode_list
 from synrank_jax.errors import UserError
 
-TOKENS = [np.array([1, 30000, 2], np.int32), np.array([1, 2], np.int32)]
+TOKENS = [[1, 30000, 2], [1, 2]]
 
 
 def encoded() -> bytes:
-    return encode_list(
-        "q\u00e9", np.array([1, 7, 2], np.int32), ["d1", "d\u00f6"], [4, 0], TOKENS, [3, 0], [7]
-    )
+    return encode_list("q\u00e9", [1, 7, 2], ["d1", "d\u00f6"], [4, 0], TOKENS, [3, 0], [7])
 
 
 def test_a_list_comes_back():

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import pickle
 from collections import Counter
 
 import pytest
@@ -17,8 +19,9 @@ from synrank_jax.data.manifest import (
     shard_paths,
     verify_shards,
 )
-from synrank_jax.data.prepared import write_prepared
+from synrank_jax.data.prepared import finish, start, write_prepared
 from synrank_jax.data.records import TFRecordSource
+from synrank_jax.data.shards import write_shard
 from synrank_jax.errors import UserError
 
 
@@ -174,6 +177,31 @@ def test_what_a_worker_refuses_is_one_message(job, tmp_path):
     planned = job()._replace(folder=tmp_path / "gone")
     with pytest.raises(UserError, match=r"gone/lists-train\..*: cannot be written \(No such file"):
         write_prepared(planned, workers=2)
+
+
+class EndsTheProcess:
+    """Unpickled, it ends the process that does so, as if the system had killed it."""
+
+    def __reduce__(self):
+        return os._exit, (9,)
+
+
+def test_a_killed_worker_is_one_message(job):
+    planned = job()._replace(tokenizer=EndsTheProcess())
+    with pytest.raises(UserError, match="a worker process ended before its shard was written"):
+        write_prepared(planned, workers=2)
+    assert not (planned.folder / "manifest.json").exists()
+
+
+def test_shards_may_be_written_in_any_order_by_anyone(prepare, job):
+    """As an Apache Beam pipeline would: the job travels by pickle, the stamps come back."""
+    expected, _ = prepare(name="expected")
+    planned = job(name="mapped")
+    done = start(planned)
+    assert done == {}
+    stamps = {k: write_shard(pickle.loads(pickle.dumps(planned)), k) for k in (2, 0, 1)}
+    finish(planned, stamps)
+    assert contents(planned.folder) == contents(expected)
 
 
 def test_records_of_a_later_draw_follow_those_of_the_first(prepare):

@@ -52,7 +52,7 @@ def test_no_texts_give_no_rows(minilm):
 def test_only_cut_texts_are_counted(word_tokenizer):
     texts = ["w1", "w1 w2", "w1 w2 w3", "w1 w2 w3 w4"]
     rows, truncated = tokenize_counting(word_tokenizer, texts, "", 4)
-    assert [row.tolist() for row in rows] == [[1, 4, 2], [1, 4, 5, 2], [1, 4, 5, 2], [1, 4, 5, 2]]
+    assert rows == [[1, 4, 2], [1, 4, 5, 2], [1, 4, 5, 2], [1, 4, 5, 2]]
     assert truncated == 2
 
 
