@@ -3,7 +3,8 @@
 Reads the sources of `data.sources`, mixes them by their rules, and writes `data.prepared` for
 training. Running it again with the same configuration and sources goes on at the missing shards, or
 only verifies them. With --dry-run it prints what the lists would be, and writes nothing but the
-ingested sources, which preparing uses too.
+ingested sources, which preparing uses too. They lie in .ingest within data.prepared, and may be
+deleted when the lists are prepared.
 """
 
 import os
@@ -147,7 +148,8 @@ def _source_table(index: int, source: SourceTally) -> Table:
         "documents": f"{source.documents:,}",
         "pairs": f"{source.pairs:,}",
         "pairs per score as written": _pairs(source.scores),
-        "passages per grade in the lists": _pairs(source.grades) or "none",
+        "pairs per grade, after limits and map": _pairs(source.graded),
+        "passages per grade in the lists": _pairs(source.grades),
     }
     for what, missing in source.missing.items():
         if missing.count:

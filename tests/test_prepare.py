@@ -138,6 +138,7 @@ def test_a_dry_run_of_a_mixture_shows_grades_before_and_after_and_short_lists(co
     words = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "source 1: beir bundled:cranfield" in words
     assert "pairs per score as written 1: 195, 2: 447, 3: 220, 4: 76" in words
+    assert "pairs per grade, after limits and map 1: 195, 2: 447, 3: 296" in words
     assert "137 have fewer than list_size 7" in words
     assert "draws 2" in words
 

@@ -78,7 +78,7 @@ def union(tables: Sequence[TextTable], cache: Cache) -> Documents:
     if ends[-1] >= 2**31:
         raise UserError(f"data.sources: {ends[-1]} documents in all, more than 2^31")
 
-    def folder(index: int) -> Path:
+    def numbers_of(index: int) -> Path:
         def write(folder: Path) -> None:
             numbers = np.arange(ends[index], ends[index + 1], dtype=np.int32)
             for earlier in reversed(range(index)):
@@ -89,7 +89,7 @@ def union(tables: Sequence[TextTable], cache: Cache) -> Documents:
         key = " ".join(table.folder.name for table in tables[: index + 1])
         return cache.get("numbers", key, write)
 
-    return Documents(tables, [folder(index) for index in range(1, len(tables))])
+    return Documents(tables, [numbers_of(index) for index in range(1, len(tables))])
 
 
 class Query(NamedTuple):

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from synrank_jax.config import DataConfig, SourceConfig, TakeConfig
+from synrank_jax.config import DataConfig, GradeRule, SourceConfig, TakeConfig
 from synrank_jax.data.draws import sample
 from synrank_jax.errors import UserError
 
@@ -108,8 +108,7 @@ def _kept(source: SourceConfig, found: Found, barred: frozenset[int]) -> Sequenc
     """Places of the documents within the limits."""
     if source.min_score is None and source.max_score is None and not barred:
         return range(len(found.documents))
-    low = -math.inf if source.min_score is None else source.min_score
-    high = math.inf if source.max_score is None else source.max_score
+    low, high = limits(source)
     return [
         place
         for place, (document, score) in enumerate(zip(*found, strict=True))
@@ -132,41 +131,49 @@ def _grades(
     return of.__getitem__
 
 
+def limits(source: SourceConfig) -> tuple[float, float]:
+    """The lowest score that is kept, and the lowest above it that is not."""
+    low = -math.inf if source.min_score is None else source.min_score
+    return low, math.inf if source.max_score is None else source.max_score
+
+
+def grade_of_score(rule: GradeRule, score: float) -> int | None:
+    """The grade that a source's rule gives a score; None where it does not cover it."""
+    if isinstance(rule, dict):
+        return rule.get(score)
+    if rule == "floor":
+        return math.floor(score)
+    if rule == "ceil":
+        return math.ceil(score)
+    if isinstance(rule, int):
+        return rule
+    return int(score) if score == int(score) else None
+
+
 def _grade(
     index: int, source: SourceConfig, document: int, score: float, grades: Sequence[int]
 ) -> int:
-    rule = source.grade
-    if isinstance(rule, dict):
-        if score not in rule:
-            raise RefusedError(
-                f"score {score:g} is not in the table data.sources.{index}.grade "
-                f"{ {f'{key:g}': value for key, value in rule.items()} }; add it, or leave it out "
-                "with min_score and max_score",
-                index,
-                document,
-            )
-        grade = rule[score]
-    elif rule in ("floor", "ceil"):
-        grade = math.floor(score) if rule == "floor" else math.ceil(score)
-    elif isinstance(rule, int):
-        grade = rule
-    elif score == int(score):
-        grade = int(score)
-    else:
-        raise RefusedError(
-            f"score {score:g} is no grade, which must be whole; set data.sources.{index}.grade to "
-            "floor, ceil, one grade for all, or a table",
-            index,
-            document,
-        )
-    if grade not in grades:
-        raise RefusedError(
+    grade = grade_of_score(source.grade, score)
+    if grade is not None and grade in grades:
+        return grade
+    field = f"data.sources.{index}.grade"
+    if grade is not None:
+        reason = (
             f"grade {grade} is not one of data.grades {list(grades)}; correct the judgement or the "
-            "config",
-            index,
-            document,
+            "config"
         )
-    return grade
+    elif isinstance(source.grade, dict):
+        table = {f"{key:g}": value for key, value in source.grade.items()}
+        reason = (
+            f"score {score:g} is not in the table {field} {table}; add it, or leave it out with "
+            "min_score and max_score"
+        )
+    else:
+        reason = (
+            f"score {score:g} is no grade, which must be whole; set {field} to floor, ceil, one "
+            "grade for all, or a table"
+        )
+    raise RefusedError(reason, index, document)
 
 
 def _owned(

@@ -21,11 +21,10 @@ from synrank_jax.data import beir
 from synrank_jax.data.draws import crop
 from synrank_jax.data.formats import open_reader
 from synrank_jax.data.lines import read_lines
-from synrank_jax.data.streams import Stream, Text, content_sha256
-from synrank_jax.data.tables import Missing, Pairs, Rows, TextTable, write_pairs, write_texts
+from synrank_jax.data.pairs import EXAMPLES, Missing, Pairs, write_pairs
+from synrank_jax.data.streams import Pair, Stream, Text, content_sha256
+from synrank_jax.data.tables import Rows, TextTable, write_texts
 from synrank_jax.errors import UserError
-
-EXAMPLES = 3
 
 
 class Cache:
@@ -219,7 +218,7 @@ def ingest(config: SourceConfig, cache: Cache, allow_missing: bool) -> Source:
         return CropSource(config, documents)
     queries = table(reader.queries)
 
-    def grouped(stream: Stream) -> Pairs:  # type: ignore[type-arg]
+    def grouped(stream: Stream[Pair]) -> Pairs:
         key = f"{stream.sha256()} {queries.folder.name} {documents.folder.name}"
         return Pairs(
             cache.get("pairs", key, lambda folder: write_pairs(folder, stream, queries, documents))

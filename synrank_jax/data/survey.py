@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from synrank_jax.config import Section
+from synrank_jax.config import Section, SourceConfig
 from synrank_jax.data.contexts import Mixture, Query
-from synrank_jax.data.mixture import Assembled, RefusedError
+from synrank_jax.data.mixture import Assembled, RefusedError, grade_of_score, limits
+from synrank_jax.data.pairs import Missing
 from synrank_jax.data.sources import Source
-from synrank_jax.data.tables import CHUNK_ROWS, Missing, map_array, write_array
+from synrank_jax.data.tables import CHUNK_ROWS, map_array, write_array
 from synrank_jax.errors import UserError
 
 TALLY_FILE = "tally.json"
@@ -34,6 +35,8 @@ class SourceTally(Section):
     pairs: int
     scores: dict[str, int]
     """Pairs per score as written; a single range where there are many scores."""
+    graded: dict[int, int]
+    """Pairs per grade after score limits and grade map, whatever their queries."""
     grades: dict[int, int]
     """Passages per grade in the lists of draw 0."""
     missing: dict[str, Missing]
@@ -212,6 +215,7 @@ def _source_tally(source: Source, grades: Counter[int]) -> SourceTally:
         documents=len(source.documents),
         pairs=len(scores),
         scores=_per_score(scores),
+        graded=_per_grade(source.config, scores),
         grades=dict(sorted(grades.items())),
         missing=source.missing(),
     )
@@ -225,3 +229,19 @@ def _per_score(scores: NDArray[np.float64]) -> dict[str, int]:
         if len(counts) > SCORES_SHOWN:
             return {f"{scores.min():g} to {scores.max():g}": len(scores)}
     return {f"{value:g}": counts[value] for value in sorted(counts)}
+
+
+def _per_grade(config: SourceConfig, scores: NDArray[np.float64]) -> dict[int, int]:
+    low, high = limits(config)
+    counts: Counter[int] = Counter()
+    for start in range(0, len(scores), CHUNK_ROWS):
+        part = scores[start : start + CHUNK_ROWS]
+        kept = part[(part >= low) & (part < high)]
+        if isinstance(config.grade, int):
+            counts[config.grade] += len(kept)  # however many scores there are
+            continue
+        values, sizes = np.unique(kept, return_counts=True)
+        for value, size in zip(values.tolist(), sizes.tolist(), strict=True):
+            if (grade := grade_of_score(config.grade, value)) is not None:
+                counts[grade] += size
+    return dict(sorted(counts.items()))

@@ -273,6 +273,14 @@ def test_a_hub_dataset_is_streamed(tmp_path):
     )
     for name in ("beir", "mteb"):
         assert read(f"hub:{folder}", format=name) == (QUERIES, DOCUMENTS, PAIRS)
+    # As BeIR/name and BeIR/name-qrels.
+    (folder / "qrels").rename(tmp_path / "hub-qrels")
+    readme = (folder / "README.md").read_text()
+    lines = [line for line in readme.splitlines() if "qrels" not in line]
+    write(folder / "README.md", *lines)
+    assert read(f"hub:{folder}") == (QUERIES, DOCUMENTS, PAIRS)
+    (tmp_path / "hub-qrels").rename(folder / "qrels")
+    (folder / "README.md").write_text(readme)
     with pytest.raises(UserError, match=r"configuration 'qrels' has no split 'dev'; .* train"):
         read(f"hub:{folder}", format="mteb", split="dev")
     before = open_reader(SourceConfig(path=f"hub:{folder}")).sha256()

@@ -11,11 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from synrank_jax.data import pairs as pairs_module
 from synrank_jax.data import tables
 from synrank_jax.data.lines import Place
+from synrank_jax.data.pairs import Pairs, write_pairs
 from synrank_jax.data.sources import Cache
 from synrank_jax.data.streams import Pair, Stream, Text
-from synrank_jax.data.tables import Pairs, TextTable, write_pairs, write_texts
+from synrank_jax.data.tables import TextTable, write_texts
 from synrank_jax.errors import UserError
 
 FILE = Path("file")
@@ -92,7 +94,7 @@ def test_pairs_are_grouped_by_query_in_file_order(table, tmp_path_factory, rows,
     documents = table([(name, "") for name in "dcba"])  # e is unknown
     folder = tmp_path_factory.mktemp("pairs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "CHUNK_ROWS", chunk)
+        patch.setattr(pairs_module, "CHUNK_ROWS", chunk)
         write_pairs(folder, stream(Pair, rows), queries, documents)
     pairs = pickle.loads(pickle.dumps(Pairs(folder)))
     expected = defaultdict(list)
@@ -120,7 +122,7 @@ def test_pairs_are_grouped_by_query_in_file_order(table, tmp_path_factory, rows,
 
 
 def test_building_holds_a_chunk_of_pairs_at_a_time(table, tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(pairs_module, "CHUNK_ROWS", 8)
     alive = []
 
     class Counted(Pair):
