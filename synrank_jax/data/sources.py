@@ -26,6 +26,9 @@ from synrank_jax.data.streams import Pair, Stream, Text, content_sha256
 from synrank_jax.data.tables import Rows, TextTable, write_texts
 from synrank_jax.errors import UserError
 
+# Raised with every change of what is written into a cached folder or of how files are read.
+CACHE_VERSION = 1
+
 
 class Cache:
     """A folder of ingested tables."""
@@ -40,7 +43,8 @@ class Cache:
         Raises:
             UserError: bad input, or the disk is full.
         """
-        folder = self._folder / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+        digest = hashlib.sha256(f"{CACHE_VERSION} {key}".encode()).hexdigest()
+        folder = self._folder / f"{kind}-{digest[:32]}"
         self._used.add(folder.name)
         if not folder.is_dir():
             with _appearing(folder) as temporary:

@@ -6,6 +6,7 @@ import pickle
 import pytest
 
 from synrank_jax.config import DataConfig
+from synrank_jax.data import sources as sources_module
 from synrank_jax.data.contexts import Mixture
 from synrank_jax.data.sources import Cache, source_sha256
 from synrank_jax.data.survey import Plan, write_plan
@@ -267,7 +268,7 @@ def test_a_query_subset_of_crops_names_their_ids(contexts, collection, tmp_path)
     assert found == {"crop:d2": [("d2", 1)]}
 
 
-def test_a_changed_file_is_ingested_anew_and_the_old_table_goes(collection, tmp_path):
+def test_a_changed_file_is_ingested_anew_and_the_old_table_goes(collection, tmp_path, monkeypatch):
     folder, cache_folder = collection(), tmp_path / "cache"
 
     def tables():
@@ -284,6 +285,8 @@ def test_a_changed_file_is_ingested_anew_and_the_old_table_goes(collection, tmp_
     after = tables()
     assert len(after) == 3
     assert len(after.keys() & before.keys()) == 1  # the queries
+    monkeypatch.setattr(sources_module, "CACHE_VERSION", 0)
+    assert not tables().keys() & after.keys()  # what another version wrote is not read
 
 
 def test_the_source_hash_depends_on_content_only(collection, tmp_path):
