@@ -66,7 +66,7 @@ class Recipe(Section):
 
     def fingerprint(self) -> str:
         """Hash of the settings and of the sources' content."""
-        return _sha256([self.settings(), self.sources_sha256])
+        return _sha256([SCHEMA_VERSION, self.settings(), self.sources_sha256])
 
     def lists_fingerprint(self) -> str:
         """The same of what decides the lists alone, however tokenised and cut into shards."""
