@@ -97,8 +97,10 @@ def start(job: Job) -> dict[int, ShardStamp]:
 
 def _in_processes(job: Job, shards: list[int], workers: int) -> Iterator[tuple[int, ShardStamp]]:
     """Shards and their stamps, as they are finished by a pool of processes."""
-    # Spawned, not forked: the tokenizer or JAX may have started threads here.
-    context = multiprocessing.get_context("spawn")
+    # Not forked from here, where the tokenizer or JAX may have started threads, but from a server
+    # process that has done the imports, once for all workers.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     pool = ProcessPoolExecutor(min(workers, len(shards)), context, _start_worker, (job,))
     try:
         futures = {pool.submit(_work, shard): shard for shard in shards}
