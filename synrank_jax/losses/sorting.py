@@ -38,8 +38,9 @@ def soft_rank(
 
     OTT solves it by ITERATIONS Sinkhorn steps, through which the gradient goes (its implicit
     derivative is not finite), so it holds about 200 Q P floats. A perfect order costs a little, for
-    the ranks are blurred. `target_temperature` does not enter. Labels off the axis give NaN, as in `wasserstein`. Queries
-    without a usable item do not count; 0 with zero gradient when none has one.
+    the ranks are blurred. `target_temperature` does not enter. Labels off the axis give NaN, as in
+    `wasserstein`. Queries without a usable item do not count; 0 with zero gradient when none has
+    one.
 
     Args:
         scores: [Q, P] raw scores.
