@@ -107,6 +107,7 @@ def test_groups_are_blind_to_shuffling_within_them(tiny_config: Config):
     assert list(found.gradient_norm) == [4, 8]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("config_file")
 def test_every_loss_can_be_audited(tiny_config: Config):
     config = with_loss(tiny_config, **dict.fromkeys(LOSS_NAMES, 1.0))
