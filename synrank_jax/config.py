@@ -520,7 +520,9 @@ def _explain(item: Any, root: type[BaseModel]) -> str:
     if item["type"] == "missing":
         return f"{path}: required, but not given"
     message = item["msg"].removeprefix("Value error, ")
-    return f"{path or 'config'}: {message} (value {_short(item['input'])})"
+    if isinstance(item["input"], dict):  # of a whole section: the message names field and value
+        return f"{path}: {message}" if path else message
+    return f"{path}: {message} (value {_short(item['input'])})"
 
 
 def _short(value: Any) -> str:
