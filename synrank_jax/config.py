@@ -176,6 +176,10 @@ class LossConfig(Section):
         named = {name: getattr(self, name) for name in LOSS_NAMES}
         return {name: weight for name, weight in named.items() if weight > 0}
 
+    def group_size(self) -> int | None:
+        """Queries per Gaussian; None: the whole pool, or no Gaussian loss is on."""
+        return self.gaussian_group_size if self.weights().keys() & set(BATCH_STATISTICS) else None
+
     def target_group_size(self) -> int | None:
         """Queries that share a target; None: the whole pool, as for any loss but the Gaussians."""
         return self.gaussian_group_size if self.weights().keys() <= set(BATCH_STATISTICS) else None

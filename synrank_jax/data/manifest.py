@@ -3,8 +3,7 @@
 The folder holds `lists-train.tfrecord-00000-of-00004`, ... and `lists-train.sizes.npy`, int32
 [lists, 3]: tokens of every list's query and of its longest passage, and number of its excluded
 documents. Every host needs the sizes of a whole step to choose the padded shape, but reads only its
-own records. The manifest is written
-last, so a folder without one is not prepared.
+own records. The manifest is written last, so a folder without one is not prepared.
 """
 
 from collections.abc import Sequence
