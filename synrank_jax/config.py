@@ -266,6 +266,10 @@ class LossConfig(Section):
         named = {name: getattr(self, name) for name in LOSS_NAMES}
         return {name: weight for name, weight in named.items() if weight > 0}
 
+    def group_size(self) -> int | None:
+        """Queries per Gaussian; None: the whole pool, or no Gaussian loss is on."""
+        return self.gaussian_group_size if self.weights().keys() & set(BATCH_STATISTICS) else None
+
     def target_group_size(self) -> int | None:
         """Queries that share a target; None: the whole pool, as for any loss but the Gaussians."""
         return self.gaussian_group_size if self.weights().keys() <= set(BATCH_STATISTICS) else None
@@ -610,7 +614,9 @@ def _explain(item: Any, root: type[BaseModel]) -> str:
     if item["type"] == "missing":
         return f"{path}: required, but not given"
     message = item["msg"].removeprefix("Value error, ")
-    return f"{path or 'config'}: {message} (value {_short(item['input'])})"
+    if isinstance(item["input"], dict):  # of a whole section: the message names field and value
+        return f"{path}: {message}" if path else message
+    return f"{path}: {message} (value {_short(item['input'])})"
 
 
 def _short(value: Any) -> str:

@@ -108,6 +108,14 @@ def test_groups_are_blind_to_shuffling_within_them(tiny_config: Config):
 
 
 @pytest.mark.usefixtures("config_file")
+def test_a_group_size_without_a_gaussian_loss_changes_nothing(tiny_config: Config):
+    assert measure(with_loss(tiny_config, gaussian_group_size=5), pools=1) == measure(
+        tiny_config, pools=1
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("config_file")
 def test_every_loss_can_be_audited(tiny_config: Config):
     config = with_loss(tiny_config, **dict.fromkeys(LOSS_NAMES, 1.0))
     assert measure(config, pools=1).blindness.keys() == {"loss", *LOSS_NAMES}

@@ -16,9 +16,14 @@ from synrank_jax.data.pipeline import PreparedLists, batches
 from synrank_jax.engine.compilation import use_compilation_cache
 from synrank_jax.engine.encoding import load_model
 from synrank_jax.engine.state import split_model
-from synrank_jax.engine.step import item_keys, make_encode_step, make_score_loss
+from synrank_jax.engine.step import (
+    item_keys,
+    make_encode_step,
+    make_score_loss,
+    target_labels,
+)
 from synrank_jax.errors import UserError
-from synrank_jax.losses.pool import own_list_target_mass, pool_labels
+from synrank_jax.losses.pool import own_list_target_mass
 from synrank_jax.models.dual_encoder import similarity
 from synrank_jax.types import Batch, Tokens
 
@@ -162,7 +167,7 @@ def _blindness(
     changes: dict[str, list[float]] = {name: [] for name in names}
     for part, before in zip(parts, losses, strict=True):
         for _ in range(SHUFFLES):
-            others = _shuffle(rng, len(part.scores), config.loss.gaussian_group_size)
+            others = _shuffle(rng, len(part.scores), config.loss.group_size())
             (value, metrics), _ = gradient(part.scores[others], *part[1:])
             after = {"loss": value, **metrics}
             for name in names:
@@ -191,15 +196,8 @@ def _target_mass(config: Config, lists: PreparedLists, pool_size: int) -> dict[i
 
     @jax.jit
     def mass(pool: Batch) -> jax.Array:
-        pooled = pool_labels(
-            pool.labels,
-            pool.where,
-            pool.passage_ids,
-            in_batch_grade=config.loss.in_batch_grade,
-            in_batch_level=config.in_batch_level(),
-            excluded_ids=pool.excluded_ids,
-        )
-        return own_list_target_mass(pooled, config.loss.target_temperature, group)
+        labels = target_labels(config, pool)
+        return own_list_target_mass(labels, config.loss.target_temperature, group)
 
     batch = _without_tokens(_first_lists(config, lists, largest))
     parts = {size: jax.tree.map(lambda leaf, size=size: leaf[:size], batch) for size in sizes}
@@ -224,7 +222,7 @@ def _gradient_norm(
     config: Config, scored: Scored, pool_size: int, gradient: Any
 ) -> dict[int, float]:
     norms = {}
-    group = config.loss.gaussian_group_size or 1  # divides every pool
+    group = config.loss.group_size() or 1  # divides every pool
     for size in _sizes(len(scored.scores), pool_size):
         if size % group:
             continue

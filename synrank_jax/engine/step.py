@@ -125,18 +125,11 @@ def make_score_loss(config: Config) -> ScoreLoss:
         temperature: float | jax.Array,
     ) -> tuple[jax.Array, Metrics]:
         own, lists = None, None
-        labels = PoolLabels(pool.labels, pool.where, pool.where)
+        labels = target_labels(config, pool)
         if options.scope == "pool":
             own = own_list(*pool.labels.shape)
-            arrays = (pool.labels, pool.where, pool.passage_ids)
-            excluded = pool.excluded_ids.shape[-1] > 0
-            lists = None if excluded else PoolLists(*arrays, options.in_batch_grade)
-            labels = pool_labels(
-                *arrays,
-                in_batch_grade=options.in_batch_grade,
-                in_batch_level=config.in_batch_level(),
-                excluded_ids=pool.excluded_ids if excluded else None,
-            )
+            if pool.excluded_ids.shape[-1] == 0:
+                lists = PoolLists(pool.labels, pool.where, pool.passage_ids, options.in_batch_grade)
         loss, metrics = list_loss(
             scores,
             *labels,
@@ -174,6 +167,20 @@ def make_score_loss(config: Config) -> ScoreLoss:
         return loss, metrics
 
     return score_loss
+
+
+def target_labels(config: Config, pool: Batch) -> PoolLabels:
+    """Labels and masks of a pool [Q, ...]: [Q, P] under `scope: pool`, [Q, L] under `list`."""
+    if config.loss.scope == "list":
+        return PoolLabels(pool.labels, pool.where, pool.where)
+    return pool_labels(
+        pool.labels,
+        pool.where,
+        pool.passage_ids,
+        in_batch_grade=config.loss.in_batch_grade,
+        in_batch_level=config.in_batch_level(),
+        excluded_ids=pool.excluded_ids,
+    )
 
 
 class ItemKeys(NamedTuple):

@@ -36,10 +36,11 @@ def soft_rank(
     among each other means nothing. With one item per level these are the ranks of
     `ott.tools.soft_sort.ranks` over n - 1.
 
-    OTT solves it by ITERATIONS Sinkhorn steps, through which the gradient goes: its implicit
-    derivative is not finite. A perfect order costs a little, for the ranks are blurred.
-    `target_temperature` does not enter. Labels off the axis give NaN, as in `wasserstein`. Queries
-    without a usable item do not count; 0 with zero gradient when none has one.
+    OTT solves it by ITERATIONS Sinkhorn steps, through which the gradient goes (its implicit
+    derivative is not finite), so it holds about 200 Q P floats. A perfect order costs a little, for
+    the ranks are blurred. `target_temperature` does not enter. Labels off the axis give NaN, as in
+    `wasserstein`. Queries without a usable item do not count; 0 with zero gradient when none has
+    one.
 
     Args:
         scores: [Q, P] raw scores.

@@ -109,9 +109,9 @@ def with_loss(config: Config, name: str, dropout: float = 0.0) -> Config:
         ("wasserstein", "data 8", 0.0),
         ("wasserstein", "fsdp 8", 0.1),
         ("gaussian", "data 2 x fsdp 4", 0.0),
-        ("gaussian", "data 8", 0.1),
+        pytest.param("gaussian", "data 8", 0.1, marks=pytest.mark.slow),
         ("infonce", "fsdp 8", 0.0),
-        ("infonce", "data 2 x fsdp 4", 0.1),
+        pytest.param("infonce", "data 2 x fsdp 4", 0.1, marks=pytest.mark.slow),
     ],
 )
 def test_eight_devices_give_the_gradient_of_one(

@@ -26,10 +26,15 @@ def listnet_kl(scores, labels, where, target_where, *temperatures):
     return np.mean([np.sum(t[t > 0] * np.log(t[t > 0] / p[t > 0])) for p, t in pairs])
 
 
-def infonce(scores, labels, where, target_where, *temperatures):
-    pairs = distributions(scores, labels, where, target_where, *temperatures)
-    # The mode of t is the top grade, and argmax takes the first.
-    return np.mean([-np.log(p[np.argmax(t)]) for p, t in pairs])
+def infonce(scores, labels, where, target_where, temperature, _):
+    values = []
+    for s, y, w, m in zip(scores, labels, where, target_where, strict=True):
+        usable = np.flatnonzero(w & m)
+        if len(usable):
+            equals = usable[y[usable] == y[usable].max()]
+            rest = w & ~np.isin(np.arange(len(s)), equals[1:])
+            values.append(-np.log(softmax(s / temperature, rest)[equals[0]]))
+    return np.mean(values)
 
 
 def level_masses(labels, mass, levels):
