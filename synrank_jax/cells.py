@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from synrank_jax import prepare, train
-from synrank_jax.config import to_yaml
+from synrank_jax.config_file import to_yaml
 from synrank_jax.contract import contract_of_folder
 from synrank_jax.data.manifest import read_manifest
 from synrank_jax.encoders import load_encoder

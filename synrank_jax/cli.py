@@ -5,7 +5,8 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
-from synrank_jax.config import Config, load_config, to_yaml
+from synrank_jax.config import Config
+from synrank_jax.config_file import load_config, to_yaml
 from synrank_jax.errors import UserError
 
 EXIT_USER_ERROR = 2

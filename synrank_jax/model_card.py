@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 import synrank_jax
-from synrank_jax.config import Config, to_yaml
+from synrank_jax.config import Config
+from synrank_jax.config_file import to_yaml
 from synrank_jax.contract import EncodingContract
 from synrank_jax.retrieval.result import EvaluationResult
 

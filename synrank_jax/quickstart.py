@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synrank_jax.cli import run_command
-from synrank_jax.config import Config, load_config, to_yaml
+from synrank_jax.config import Config
+from synrank_jax.config_file import load_config, to_yaml
 from synrank_jax.errors import UserError
 from synrank_jax.evaluate import METRICS_FILE
 from synrank_jax.files import file_sha256

@@ -110,7 +110,7 @@ def tiny_lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_config(tiny_model: Path, tiny_lists: Path, tmp_path: Path) -> "Config":
     """A configuration that trains the tiny model for 6 steps of 8 lists; paths under tmp_path."""
-    from synrank_jax.config import validate_config
+    from synrank_jax.config_file import validate_config
 
     return validate_config(
         {

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from synrank_jax import evaluate, export, prepare, train
-from synrank_jax.config import Config, EvaluationConfig, to_yaml
+from synrank_jax.config import Config, EvaluationConfig
+from synrank_jax.config_file import to_yaml
 
 # The two backends' embeddings differ by 1e-7; a tie may fall otherwise, and a metric with it.
 SAME_METRIC = 1e-4

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from synrank_jax.config import LOSS_NAMES, json_schema, load_config, to_yaml
+from synrank_jax.config import LOSS_NAMES, json_schema
+from synrank_jax.config_file import load_config, to_yaml
 from synrank_jax.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"

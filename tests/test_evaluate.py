@@ -10,7 +10,8 @@ import yaml
 from numpy.typing import NDArray
 
 from synrank_jax import encoders, evaluate
-from synrank_jax.config import Config, EncodingConfig, EvaluationConfig, load_config
+from synrank_jax.config import Config, EncodingConfig, EvaluationConfig
+from synrank_jax.config_file import load_config
 from synrank_jax.contract import EncodingContract, contract_of_folder
 from synrank_jax.encoders import TorchEncoder, load_encoder
 from synrank_jax.errors import UserError

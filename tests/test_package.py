@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-COMMANDS = ("prepare", "train", "export", "evaluate", "quickstart", "compare", "audit")
+COMMANDS = ("mine", "prepare", "train", "export", "evaluate", "quickstart", "compare", "audit")
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

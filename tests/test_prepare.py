@@ -8,7 +8,7 @@ import time
 import pytest
 
 from synrank_jax import prepare
-from synrank_jax.config import load_config
+from synrank_jax.config_file import load_config
 from synrank_jax.contract import resolve_contract
 from synrank_jax.data.manifest import read_manifest
 from synrank_jax.errors import UserError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from synrank_jax.config import load_config
+from synrank_jax.config_file import load_config
 from synrank_jax.quickstart import CONFIGS, FULL_CONFIGS, ROOT, Stage, stages
 
 WRITE = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.mkdir(exist_ok=True); "

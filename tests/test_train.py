@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from synrank_jax import prepare, train
-from synrank_jax.config import LOSS_NAMES, Config, MeshConfig, to_yaml
+from synrank_jax.config import LOSS_NAMES, Config, MeshConfig
+from synrank_jax.config_file import to_yaml
 from synrank_jax.contract import CONTRACT_FILE
 from synrank_jax.engine.checkpoint import CHECKPOINTS, load_trained
 from synrank_jax.engine.encoding import checkpoint_encoder
@@ -300,7 +301,7 @@ def test_kill_9_three_times_equals_an_uninterrupted_run(tiny_config: Config, tmp
     killed = (
         "import os, signal, sys\n"
         "from synrank_jax import train\n"
-        "from synrank_jax.config import load_config\n"
+        "from synrank_jax.config_file import load_config\n"
         "kill = lambda step: step == int(sys.argv[2]) and os.kill(os.getpid(), signal.SIGKILL)\n"
         "train.run(load_config(sys.argv[1]), on_step=kill)\n"
     )

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from synrank_jax.config import Config, validate_config
+from synrank_jax.config import Config
+from synrank_jax.config_file import validate_config
 from synrank_jax.contract import EncodingContract
 from synrank_jax.engine.state import LOG_TEMPERATURE, Params, TrainState
 from synrank_jax.errors import UserError

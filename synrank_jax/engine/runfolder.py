@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from synrank_jax.config import Config, load_config, to_yaml
+from synrank_jax.config import Config
+from synrank_jax.config_file import load_config, to_yaml
 from synrank_jax.contract import CONTRACT_FILE, EncodingContract
 from synrank_jax.data.manifest import Manifest
 from synrank_jax.errors import UserError

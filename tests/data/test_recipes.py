@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from synrank_jax.config import load_config
+from synrank_jax.config_file import load_config
 from synrank_jax.data.contexts import Mixture
 from synrank_jax.data.sources import Cache
 from synrank_jax.data.survey import Plan, write_plan

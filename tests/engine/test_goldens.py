@@ -9,7 +9,8 @@ import jax
 from jax.sharding import AxisType
 
 from synrank_jax import prepare
-from synrank_jax.config import Config, to_yaml
+from synrank_jax.config import Config
+from synrank_jax.config_file import to_yaml
 from synrank_jax.contract import resolve_contract
 from synrank_jax.data.pipeline import PreparedLists, batches
 from synrank_jax.engine.batches import to_devices

@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from synrank_jax import prepare
-from synrank_jax.config import LOSS_NAMES, Config, load_config, to_yaml
+from synrank_jax.config import LOSS_NAMES, Config
+from synrank_jax.config_file import load_config, to_yaml
 from synrank_jax.contract import resolve_contract
 from synrank_jax.data.pipeline import PreparedLists, batches
 from synrank_jax.engine.batches import to_devices
