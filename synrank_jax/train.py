@@ -113,6 +113,7 @@ def run(
             global_batch_size=train.global_batch_size,
             pool_size=pool_size,
             start_step=step,
+            rows=mesh.size,
             shard_index=jax.process_index(),
             shard_count=jax.process_count(),
         )

@@ -1,8 +1,8 @@
 """manifest.json: what a prepared folder holds, how it was made, and the checksums of its files.
 
 The folder holds `lists-train.tfrecord-00000-of-00004`, ... and `lists-train.sizes.npy`, int32
-[records, 3]: tokens of every list's query and of its longest passage, and number of its excluded
-documents. Every host needs the sizes of a whole step to choose the padded shape, but reads only its
+[records, 2 + L]: of every list the number of its excluded documents, the tokens of its query and of
+each passage. Every host needs the sizes of a whole step to choose its shapes, but reads only its
 own records. The manifest is written last, so a folder without one is not prepared.
 """
 
@@ -188,8 +188,9 @@ def shard_paths(manifest: Manifest, folder: Path) -> Sequence[Path]:
 
 
 def read_sizes(manifest: Manifest, folder: Path) -> NDArray[np.int32]:
-    """int32 [records, 3]: tokens of the query and of the longest passage, excluded documents."""
-    sizes: NDArray[np.int32] = np.load(folder / manifest.sizes.name, allow_pickle=False)
+    """int32 [records, 2 + L], mapped: excluded documents, tokens of the query and each passage."""
+    path = folder / manifest.sizes.name
+    sizes: NDArray[np.int32] = np.load(path, mmap_mode="r", allow_pickle=False)
     return sizes
 
 

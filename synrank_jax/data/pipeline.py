@@ -9,21 +9,24 @@ reads ahead in background threads.
 import functools
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 from numpy.typing import NDArray
 
-from synrank_jax.contract import EncodingContract
 from synrank_jax.data.examples import TokenizedList, decode_list
 from synrank_jax.data.manifest import read_manifest, read_sizes, shard_paths, verify_shards
+from synrank_jax.data.packing import RowShape, RowShapes, needs, pack
 from synrank_jax.data.records import TFRecordSource
-from synrank_jax.data.tokenize import pad_flat, padded_length
 from synrank_jax.errors import UserError
-from synrank_jax.types import Batch, Tokens
+from synrank_jax.types import Batch
 
-EXCLUDED_MULTIPLE = 8
+# Shapes are chosen for so many lists from the first step on: an epoch or more of most sets and all
+# of a small run, in half a second.
+SAMPLED_LISTS = 2**19
+SAMPLED_EPOCHS = 64
+CHUNK = 2**15
 # Decoding holds the interpreter lock, so more threads only add contention.
 READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
@@ -40,13 +43,22 @@ class PreparedLists:
         self.folder = folder.expanduser()
         self.manifest = read_manifest(self.folder)
         verify_shards(self.manifest, self.folder)
-        self.sizes = read_sizes(self.manifest, self.folder)
+        self._sizes = read_sizes(self.manifest, self.folder)
         self._records = TFRecordSource(shard_paths(self.manifest, self.folder))
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all lists in order; the same however they are cut into shards."""
         return self.manifest.lists_sha256
+
+    def lengths(self, indices: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Tokens [..., 1 + L] of the query and the passages of records, 0 where there is none."""
+        lengths: NDArray[np.int32] = self._sizes[indices, 1:]
+        return lengths
+
+    def most_excluded(self) -> int:
+        """The largest number of excluded documents of a record."""
+        return int(self._sizes[:, 0].max())
 
     def __len__(self) -> int:
         """Lists of one draw, which are the lists of an epoch."""
@@ -68,6 +80,7 @@ def batches(
     global_batch_size: int,
     pool_size: int,
     start_step: int = 0,
+    rows: int = 1,
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> grain.DatasetIterator[Batch]:
@@ -79,13 +92,14 @@ def batches(
         global_batch_size: Queries per step over all hosts: N pools of Q = `pool_size` queries.
         pool_size: Divides `global_batch_size`.
         start_step: Step of the first batch.
+        rows: Packed rows R of a pool over all hosts, such as the number of devices; divides
+            `pool_size`.
         shard_index: This host's number.
-        shard_count: Number of hosts. Host h reads queries [h Q / count, (h + 1) Q / count) of
-            every pool, and all hosts pad a step to the same shape.
+        shard_count: Number of hosts; divides `rows`. Host h reads queries
+            [h Q / count, (h + 1) Q / count) of every pool, and all hosts give a step one shape.
 
     Returns:
-        Iterator of `Batch` [N, Q / shard_count, ...]; token lengths T are the step's longest text
-        rounded up (`padded_length`).
+        Iterator of `Batch` [N, Q / shard_count, ...]. Shapes are those of `RowShapes`.
 
     Raises:
         UserError: the sizes do not divide.
@@ -94,13 +108,13 @@ def batches(
         raise UserError(
             f"train.pool_size: {pool_size} does not divide global_batch_size {global_batch_size}"
         )
-    if pool_size % shard_count:
+    if pool_size % rows or rows % shard_count:
         raise UserError(
-            f"train.pool_size: {pool_size} queries do not divide over {shard_count} hosts"
+            f"train.pool_size: {pool_size} queries do not divide into {rows} rows over "
+            f"{shard_count} hosts"
         )
-    rows = pool_size // shard_count
-    own = slice(shard_index * rows, (shard_index + 1) * rows)
-    steps = _Steps(lists, seed, (global_batch_size // pool_size, pool_size), own)
+    pools = _Pools(global_batch_size // pool_size, pool_size, rows, shard_index, shard_count)
+    steps = _Steps(lists, seed, pools)
     return iter(grain.MapDataset.source(steps)[start_step:].to_iter_dataset(READ_OPTIONS))
 
 
@@ -122,74 +136,87 @@ def batch_statistics(batch: Batch) -> dict[str, float]:
     """Sizes of a host batch of NumPy arrays.
 
     Returns:
-        `lists`; `passages` that are not masked; real `tokens`; and `padding_share` of all token
-        slots, those of masked passages included.
+        `lists`; `passages` that are not masked; `tokens` of texts; and `padding_share` of all token
+        slots.
     """
-    masks = (batch.query.attention_mask, batch.passage.attention_mask)
-    tokens = sum(int(np.count_nonzero(mask)) for mask in masks)
+    tokens = int(np.count_nonzero(batch.texts.segment_ids >= 0))
     return {
         "lists": batch.sample_ids.size,
         "passages": int(np.count_nonzero(batch.where)),
         "tokens": tokens,
-        "padding_share": 1 - tokens / sum(mask.size for mask in masks),
+        "padding_share": 1 - tokens / batch.texts.segment_ids.size,
     }
+
+
+class _Pools(NamedTuple):
+    """How a step is cut: N pools of Q queries in R rows, and which of them this host has."""
+
+    pools: int
+    queries: int
+    rows: int
+    shard_index: int
+    shard_count: int
+
+    def own(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """This host's [N, Q / hosts] of a step's ids [N Q]."""
+        share = self.queries // self.shard_count
+        own = slice(self.shard_index * share, (self.shard_index + 1) * share)
+        return ids.reshape(self.pools, self.queries)[:, own]
 
 
 class _Steps:
     """Step number -> this host's batch, as a grain source. Pure, hence safe in threads."""
 
-    def __init__(self, lists: PreparedLists, seed: int, pools: tuple[int, int], own: slice) -> None:
+    def __init__(self, lists: PreparedLists, seed: int, pools: _Pools) -> None:
         self._lists = lists
         self._seed = seed
-        self._pools = pools  # N, Q over all hosts
-        self._own = own  # this host's queries of every pool
+        self._pools = pools
+        contract = lists.manifest.contract
+        longest = max(contract.query_length, contract.passage_length)
+        self._list_size = lists.manifest.data.list_size
+        self._excluded = lists.most_excluded()
+        self._shapes = RowShapes(self._sampled_needs(), longest)
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, step: int) -> Batch:
-        manifest = self._lists.manifest
-        step_ids = self._step_ids(step)
-        # The whole step decides the shape: every host must choose the same one.
-        *longest, excluded = self._lists.sizes[step_ids].max(axis=0).tolist()
-        sample_ids = step_ids.reshape(self._pools)[:, self._own]
-        rows = [self._lists[index] for index in sample_ids.ravel().tolist()]
-        shape = _Shape(
-            manifest.data.list_size, *_padded(longest, manifest.contract), _rounded(excluded)
+        ids = self._ids(step, 1)
+        # The whole step decides the shapes: every host must choose the same ones.
+        shape = self._shapes.of(self._needs(ids)[0])
+        own = self._pools.own(ids)
+        rows = self._pools.rows // self._pools.shard_count * self._pools.pools
+        lists = [self._lists[index] for index in own.ravel().tolist()]
+        return _collate(
+            lists, own, rows, shape, self._lists.manifest.data.list_size, self._excluded
         )
-        return _collate(rows, sample_ids, shape)
 
-    def _step_ids(self, step: int) -> NDArray[np.int64]:
-        """Record numbers [N Q] of a step over all hosts; epoch e reads draw e % draws."""
-        size = self._pools[0] * self._pools[1]
-        epochs, places = np.divmod(np.arange(step * size, (step + 1) * size), len(self._lists))
-        first, last = int(epochs[0]), int(epochs[-1])
-        orders = [epoch_order(self._seed, e, len(self._lists)) for e in range(first, last + 1)]
-        draws = epochs % self._lists.manifest.data.draws
-        ids: NDArray[np.int64] = np.stack(orders)[epochs - first, places] + draws * len(self._lists)
-        return ids
+    def _ids(self, first: int, steps: int) -> NDArray[np.int64]:
+        """Record numbers [steps, N Q] over all hosts; epoch e reads draw e % draws."""
+        size, lists = self._pools.pools * self._pools.queries, len(self._lists)
+        place, end = first * size, (first + steps) * size
+        parts = []
+        while place < end:
+            epoch, start = divmod(place, lists)
+            part = epoch_order(self._seed, epoch, lists)[start : start + end - place]
+            parts.append(part + epoch % self._lists.manifest.data.draws * lists)
+            place += len(part)
+        return np.concatenate(parts).reshape(steps, size)
 
+    def _needs(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[steps, 1 + G]: what the largest row of steps with these ids [steps, N Q] needs."""
+        rows = self._pools.pools * self._pools.rows
+        lengths = self._lists.lengths(ids).reshape(len(ids), rows, -1)
+        of_steps: NDArray[np.int64] = needs(lengths).max(axis=1)
+        return of_steps
 
-class _Shape(NamedTuple):
-    """Sizes that all hosts give the arrays of a step."""
-
-    list_size: int
-    query_length: int
-    passage_length: int
-    excluded: int
-
-
-def _rounded(excluded: int) -> int:
-    """A multiple of `EXCLUDED_MULTIPLE`, so that XLA compiles few shapes; 0 stays 0."""
-    return -(-excluded // EXCLUDED_MULTIPLE) * EXCLUDED_MULTIPLE
-
-
-def _padded(longest: list[int], contract: EncodingContract) -> tuple[int, int]:
-    query, passage = longest
-    return (
-        padded_length(query, contract.query_length),
-        padded_length(passage, contract.passage_length),
-    )
+    def _sampled_needs(self) -> NDArray[np.int64]:
+        """What the first steps need, whatever step this run starts at."""
+        size = self._pools.pools * self._pools.queries
+        sampled = min(SAMPLED_LISTS, SAMPLED_EPOCHS * len(self._lists))
+        steps, chunk = max(sampled // size, 1), max(CHUNK // size, 1)
+        firsts = range(0, steps, chunk)
+        return np.concatenate([self._needs(self._ids(first, chunk)) for first in firsts])
 
 
 def _spread(
@@ -202,30 +229,40 @@ def _spread(
     return filled, where
 
 
-def _collate(rows: list[TokenizedList], sample_ids: NDArray[np.int64], sizes: _Shape) -> Batch:
+def _collate(
+    lists: list[TokenizedList],
+    sample_ids: NDArray[np.int64],
+    rows: int,
+    shape: RowShape,
+    list_size: int,
+    excluded: int,
+) -> Batch:
     """One batch of B = N Q lists, without a Python loop over passages or tokens."""
-    list_size, query_length, passage_length, width = sizes
-    grades, where = _spread([row.grades for row in rows], 0, list_size)
-    passage_lengths, _ = _spread([row.passage_lengths for row in rows], 0, list_size)
-    passage_ids, _ = _spread([row.passage_numbers for row in rows], -1, list_size)
-    excluded_ids, _ = _spread([row.excluded_numbers for row in rows], -1, width)
+    grades, where = _spread([one.grades for one in lists], 0, list_size)
+    passage_lengths, _ = _spread([one.passage_lengths for one in lists], 0, list_size)
+    passage_ids, _ = _spread([one.passage_numbers for one in lists], -1, list_size)
+    excluded_ids, _ = _spread([one.excluded_numbers for one in lists], -1, excluded)
+    query_lengths = np.array([len(one.query_tokens) for one in lists])
+    lengths = np.column_stack([query_lengths, passage_lengths])
+    tokens = np.concatenate([t for one in lists for t in (one.query_tokens, one.passage_tokens)])
+    starts = (np.cumsum(lengths) - lengths.ravel()).reshape(rows, -1)
+    pools, queries = sample_ids.shape
+    packed = pack(tokens, starts, lengths.reshape(rows, -1), shape)
 
-    query_tokens = [row.query_tokens for row in rows]
-    query = pad_flat(
-        np.concatenate(query_tokens), np.array([len(t) for t in query_tokens]), query_length
-    )
-    passage = pad_flat(
-        np.concatenate([row.passage_tokens for row in rows]),
-        passage_lengths.ravel(),
-        passage_length,
-    )
-    shape = sample_ids.shape
+    def by_list(array: NDArray[Any]) -> NDArray[Any]:
+        return array.reshape(pools, queries, -1)
+
+    def by_row(array: NDArray[Any]) -> NDArray[Any]:
+        return array.reshape(pools, rows // pools, *array.shape[1:])
+
     return Batch(
-        query=Tokens(*(array.reshape(*shape, query_length) for array in query)),
-        passage=Tokens(*(array.reshape(*shape, list_size, passage_length) for array in passage)),
-        labels=grades.astype(np.float32).reshape(*shape, list_size),
-        where=where.reshape(*shape, list_size),
-        passage_ids=passage_ids.astype(np.int32).reshape(*shape, list_size),
-        excluded_ids=excluded_ids.astype(np.int32).reshape(*shape, width),
+        texts=packed._replace(
+            **{name: by_row(getattr(packed, name)) for name in packed._fields if name != "blocks"},
+            blocks=tuple(map(by_row, packed.blocks)),
+        ),
+        labels=by_list(grades.astype(np.float32)),
+        where=by_list(where),
+        passage_ids=by_list(passage_ids.astype(np.int32)),
+        excluded_ids=excluded_ids.astype(np.int32).reshape(pools, queries, excluded),
         sample_ids=sample_ids.astype(np.int32),
     )

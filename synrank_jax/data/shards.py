@@ -83,10 +83,11 @@ def write_shard(
     count = job.recipe.data.shards
     name, part = SHARD_NAME.format(shard, count), PART_NAME.format(shard, count)
     written = write_records(job.folder / name, encoder.records(shard, on_progress))
+    sizes = np.array(encoder.sizes, np.int32).reshape(-1, 2 + job.recipe.data.list_size)
     stamp = ShardStamp(
         recipe_sha256=job.recipe.fingerprint(),
         shard=FileStamp.of(name, written),
-        sizes=write_sizes(job.folder, part, np.array(encoder.sizes, np.int32).reshape(-1, 3)),
+        sizes=write_sizes(job.folder, part, sizes),
         grade_counts=dict(sorted(encoder.grades.items())),
         size_counts=dict(sorted(encoder.list_sizes.items())),
         query_tokens=encoder.counts("query"),
@@ -104,7 +105,7 @@ class ListEncoder:
         self._plan = Plan(job.plan, job.mixture)
         self._truncated = {"query": 0, "passage": 0}
         self._lengths: dict[str, list[int]] = {"query": [], "passage": []}
-        self.sizes: list[tuple[int, int, int]] = []
+        self.sizes: list[list[int]] = []
         self.grades: Counter[int] = Counter()
         self.list_sizes: Counter[int] = Counter()
 
@@ -160,7 +161,8 @@ class ListEncoder:
         # Only documents of the set can be met in a batch.
         excluded = [number for number in context.excluded if self._plan.numbers[number] >= 0]
         excluded.sort(key=self._job.mixture.documents.id)
-        self.sizes.append((len(query), max(map(len, passages)), len(excluded)))
+        missing = [0] * (self._job.recipe.data.list_size - len(passages))
+        self.sizes.append([len(excluded), len(query), *map(len, passages), *missing])
         numbers = [passage.number for passage in context.passages]
         return encode_list(
             query_id=context.query_id,
@@ -174,7 +176,7 @@ class ListEncoder:
 
 
 def write_sizes(folder: Path, name: str, sizes: NDArray[np.int32]) -> FileStamp:
-    """Write int32 [records, 3] as an .npy file."""
+    """Write int32 [records, 2 + L] (`manifest.read_sizes`) as an .npy file."""
     buffer = io.BytesIO()
     np.save(buffer, sizes, allow_pickle=False)
     content = buffer.getvalue()

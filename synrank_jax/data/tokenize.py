@@ -64,17 +64,10 @@ def pad(
         ValueError: a row is longer than `length`.
     """
     lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
-    flat = np.concatenate(rows) if rows else np.empty(0, np.int32)
-    return pad_flat(flat, lengths, length, pad_id)
-
-
-def pad_flat(
-    flat: NDArray[np.int32], lengths: NDArray[np.int64], length: int, pad_id: int = 0
-) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """As `pad`, for rows written one after the other: `flat` [sum of lengths], `lengths` [B]."""
     if len(lengths) and lengths.max() > length:
         raise ValueError(f"a row of {lengths.max()} tokens does not fit into {length}")
     attention_mask = np.arange(length) < lengths[:, None]
     input_ids = np.full((len(lengths), length), pad_id, np.int32)
-    input_ids[attention_mask] = flat
+    if rows:
+        input_ids[attention_mask] = np.concatenate(rows)
     return input_ids, attention_mask

@@ -1,6 +1,6 @@
 """What a loss does to real scores: measured on the pretrained model, before any training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -15,20 +15,20 @@ from synrank_jax.contract import resolve_contract
 from synrank_jax.data.pipeline import PreparedLists, batches
 from synrank_jax.engine.compilation import use_compilation_cache
 from synrank_jax.engine.encoding import load_model
-from synrank_jax.engine.state import split_model
+from synrank_jax.engine.state import merge_model, split_model
 from synrank_jax.engine.step import (
+    encode_lists,
     item_keys,
-    make_encode_step,
     make_score_loss,
     target_labels,
 )
 from synrank_jax.errors import UserError
 from synrank_jax.losses.pool import own_list_target_mass
 from synrank_jax.models.dual_encoder import similarity
-from synrank_jax.types import Batch, Tokens
+from synrank_jax.types import Batch
 
 IN_BATCH = "in-batch"
-ENCODED_AT_ONCE = 64
+ENCODED_AT_ONCE = 16
 LARGEST_POOL = 1024
 """Lists looked at for the target mass, which needs no scores."""
 SHUFFLES = 8
@@ -115,34 +115,32 @@ def score_lists(config: Config, lists: PreparedLists, count: int) -> Scored:
     lists.manifest.contract.require_equal(contract, config.data.prepared, "this configuration")
     batch = _first_lists(config, lists, count)
     structure, params = split_model(load_model(config.model, contract))
-    encode = make_encode_step(structure)
-    texts = [
-        Tokens(*(leaf.reshape(-1, leaf.shape[-1]) for leaf in side))
-        for side in (batch.query, batch.passage)
-    ]
-    query, passage = (_encode(encode, params, tokens) for tokens in texts)
-    scores = np.asarray(similarity(query, passage, contract.similarity))
-    embeddings = np.asarray(passage).reshape(*batch.labels.shape, -1)
-    return Scored(scores, _without_tokens(batch), embeddings)
+    encode = jax.jit(lambda params, part: encode_lists(merge_model(structure, params), part))
+    parts = [encode(params, part) for part in _parts(batch, count)]
+    query, passages = (jnp.concatenate(side)[:count] for side in zip(*parts, strict=True))
+    flat = passages.reshape(-1, passages.shape[-1])
+    scores = np.asarray(similarity(query, flat, contract.similarity))
+    return Scored(scores, _without_tokens(batch), np.asarray(passages))
 
 
 def _without_tokens(batch: Batch) -> Batch:
     nothing: Any = None
-    return batch._replace(query=nothing, passage=nothing)
+    return batch._replace(texts=nothing)
 
 
 def _first_lists(config: Config, lists: PreparedLists, count: int) -> Batch:
-    host = batches(lists, seed=config.train.seed, global_batch_size=count, pool_size=count)
+    host = batches(
+        lists, seed=config.train.seed, global_batch_size=count, pool_size=count, rows=count
+    )
     batch: Batch = jax.tree.map(lambda leaf: leaf[0], next(host))
     return batch
 
 
-def _encode(encode: Callable[..., jax.Array], params: Any, tokens: Tokens) -> jax.Array:
-    """Embeddings of any number of token rows; the last block is filled up, to compile once."""
-    count = len(tokens.input_ids)
-    rows = [np.arange(s, s + ENCODED_AT_ONCE) % count for s in range(0, count, ENCODED_AT_ONCE)]
-    blocks = [encode(params, Tokens(*(leaf[block] for leaf in tokens))) for block in rows]
-    return jnp.concatenate(blocks)[:count]
+def _parts(batch: Batch, count: int) -> Iterator[Batch]:
+    """The lists, `ENCODED_AT_ONCE` at a time; the last part is filled up, to compile once."""
+    for start in range(0, count, ENCODED_AT_ONCE):
+        part = np.arange(start, start + ENCODED_AT_ONCE) % count
+        yield jax.tree.map(lambda leaf, part=part: leaf[part], batch)
 
 
 def _full_score_loss(config: Config) -> Callable[[jax.Array, Batch, jax.Array], Any]:

@@ -14,7 +14,7 @@ from synrank_jax.engine.state import LOG_TEMPERATURE, Params, TrainState, merge_
 from synrank_jax.losses import list_loss
 from synrank_jax.losses.pool import PoolLabels, own_list, own_list_target_mass, pool_labels
 from synrank_jax.losses.pooled_target import PoolLists
-from synrank_jax.models.dual_encoder import similarity
+from synrank_jax.models.dual_encoder import DualEncoder, similarity
 from synrank_jax.parallel.mesh import replicated, rows, shard
 from synrank_jax.types import Batch, Tokens
 
@@ -72,17 +72,11 @@ def make_pool_loss(
 
     def pool_loss(params: Params, step: jax.Array, pool: Batch) -> tuple[jax.Array, Metrics]:
         model = merge_model(structure, params)
-        count, size = pool.labels.shape
-        flat = Tokens(*(leaf.reshape(count * size, -1) for leaf in pool.passage))
         keys = item_keys(config.train.seed, step, pool)
-        query_keys, passage_keys = None, None
-        if config.model.dropout > 0:
-            query_keys, passage_keys = keys.query, keys.passage.reshape(-1)
-        query = model.encode(*pool.query, query_keys)
-        passage = model.encode(*flat, passage_keys)
-        lists = passage.reshape(count, size, -1)
+        query, lists = encode_lists(model, pool, keys.texts if config.model.dropout > 0 else None)
         if config.loss.scope == "pool":
             # Each device scores its own queries against the passages of the whole pool.
+            passage = lists.reshape(-1, lists.shape[-1])
             passage = jax.lax.with_sharding_constraint(passage, replicated(mesh))
             scores = similarity(query, passage, contract.similarity)
         else:
@@ -97,6 +91,24 @@ def make_pool_loss(
         return loss, {**metrics, "temperature": temperature}
 
     return pool_loss
+
+
+def encode_lists(
+    model: DualEncoder, pool: Batch, dropout_keys: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Embeddings of the queries [Q, D] and of their passages [Q, L, D].
+
+    Args:
+        model: The dual encoder.
+        pool: [Q, ...], its texts in R packed rows.
+        dropout_keys: [Q, 1 + L] of the query and its passages; None: no dropout.
+    """
+    count, size = pool.labels.shape
+    texts = pool.texts
+    if dropout_keys is not None:
+        dropout_keys = dropout_keys.reshape(texts.places.shape)
+    embedded = model.encode_packed(texts, dropout_keys).reshape(count, 1 + size, -1)
+    return embedded[:, 0], embedded[:, 1:]
 
 
 ScoreLoss = Callable[
@@ -184,14 +196,14 @@ def target_labels(config: Config, pool: Batch) -> PoolLabels:
 
 
 class ItemKeys(NamedTuple):
-    """Random keys of a pool: query [Q] and passage [Q, L], for dropout; draw [Q], for losses.
+    """Random keys of a pool: texts [Q, 1 + L], of query and passages, for dropout; draw [Q], for
+    losses.
 
     A key depends on seed, step, list and place in the list only, so the same text gets the same
     mask however the batch is split over pools, chunks or devices.
     """
 
-    query: jax.Array
-    passage: jax.Array
+    texts: jax.Array
     draw: jax.Array
 
 
@@ -203,7 +215,7 @@ def item_keys(seed: int, step: jax.typing.ArrayLike, pool: Batch) -> ItemKeys:
     keys = jax.vmap(lambda key: jax.vmap(lambda item: jax.random.fold_in(key, item))(items))(
         of_list
     )
-    return ItemKeys(query=keys[:, 0], passage=keys[:, 1:-1], draw=keys[:, -1])
+    return ItemKeys(texts=keys[:, :-1], draw=keys[:, -1])
 
 
 def make_encode_step(structure: Any) -> Callable[[Params, Tokens], jax.Array]:

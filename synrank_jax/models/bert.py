@@ -18,6 +18,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int32, Key
 
 from synrank_jax.errors import UserError
+from synrank_jax.models.packing import Layout, padded_layout
+from synrank_jax.types import PackedTexts
 
 # Finite, so that a row without any attended token gets even weights instead of NaN.
 MASKED_LOGIT = -1e30
@@ -124,17 +126,30 @@ class Numerics:
         return jax.lax.Precision.HIGHEST if is_float32 else jax.lax.Precision.DEFAULT
 
     def drop(self, x: Array, keys: Array | None, site: int) -> Array:
-        """Inverted dropout of x [B, ...] with one key per row, so that the mask of a row does not
-        depend on the rows beside it; `site` tells apart the places where a row is dropped.
+        """Inverted dropout of x [..., T, H] with a key [..., T] for every token.
+
+        `site` tells apart the places where a token is dropped. A token's mask depends on its key
+        alone, neither on the tokens beside it nor on how texts are padded or packed.
         """
         if keys is None or self.dropout == 0.0:
             return x
-        keep_rate = 1.0 - self.dropout
+        kept = self._keep(keys, site, x.shape[-1:])
+        return jnp.where(kept, x / (1.0 - self.dropout), 0.0).astype(x.dtype)
 
+    def drop_attention(self, weights: Array, keys: Array | None, site: int) -> Array:
+        """The same for attention weights [..., heads, T, T'], with the attending tokens' keys."""
+        if keys is None or self.dropout == 0.0:
+            return weights
+        heads, _, attended = weights.shape[-3:]
+        # Attended token first: the bits of the first T' are then the same for every T'.
+        kept = jnp.moveaxis(self._keep(keys, site, (attended, heads)), -1, -3)
+        return jnp.where(kept, weights / (1.0 - self.dropout), 0.0)
+
+    def _keep(self, keys: Array, site: int, shape: tuple[int, ...]) -> Array:
         def keep(key: Array) -> Array:
-            return jax.random.bernoulli(jax.random.fold_in(key, site), keep_rate, x.shape[1:])
+            return jax.random.bernoulli(jax.random.fold_in(key, site), 1.0 - self.dropout, shape)
 
-        return jnp.where(jax.vmap(keep)(keys), x / keep_rate, 0.0).astype(x.dtype)
+        return jax.vmap(keep)(keys.ravel()).reshape(*keys.shape, *shape)
 
 
 def _linear(n_in: int, n_out: int, numerics: Numerics, rngs: nnx.Rngs) -> nnx.Linear:
@@ -162,19 +177,19 @@ class Embeddings(nnx.Module):  # type: ignore[misc]
         self.token_type = nnx.Embed(config.type_vocab_size, config.hidden_size, rngs=rngs)
         self.norm = _norm(config, numerics, rngs)
 
-    def __call__(self, input_ids: Array) -> Array:
-        length, positions = input_ids.shape[-1], self.position.embedding.shape[0]
-        if length > positions:
-            raise ValueError(f"{length} tokens, but the encoder has only {positions} positions")
+    def __call__(self, input_ids: Array, positions: Array, longest: int) -> Array:
+        known = self.position.embedding.shape[0]
+        if longest > known:
+            raise ValueError(f"{longest} tokens, but the encoder has only {known} positions")
         words = self.word.embedding[input_ids]
         normed: Array = self.norm(
-            words + self.position.embedding[:length] + self.token_type.embedding[0]
+            words + self.position.embedding[positions] + self.token_type.embedding[0]
         )
         return normed
 
 
 class Attention(nnx.Module):  # type: ignore[misc]
-    """Multi-head self-attention of all tokens over the attended ones."""
+    """Multi-head self-attention of the tokens of each text over each other."""
 
     def __init__(self, config: BertConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
         size = config.hidden_size
@@ -185,27 +200,37 @@ class Attention(nnx.Module):  # type: ignore[misc]
         self.heads = config.num_attention_heads
         self.numerics = numerics
 
-    def __call__(
-        self, hidden: Array, attention_mask: Array, dropout_keys: Array | None, site: int
-    ) -> Array:
-        heads = (*hidden.shape[:-1], self.heads, hidden.shape[-1] // self.heads)
+    def __call__(self, hidden: Array, layout: Layout, site: int) -> Array:
         query, key, value = (
-            layer(hidden).reshape(heads) for layer in (self.query, self.key, self.value)
+            layout.split(layer(hidden)) for layer in (self.query, self.key, self.value)
         )
+        blocks = zip(query, key, value, layout.masks, layout.block_keys, strict=True)
+        mixed = [self._mix(q, k, v, mask, keys, site) for q, k, v, mask, keys in blocks]
+        out: Array = self.output(layout.join(mixed))
+        return out
+
+    def _mix(
+        self, query: Array, key: Array, value: Array, mask: Array, keys: Array | None, site: int
+    ) -> Array:
+        """[..., T, H] of each text's own values, weighted."""
+        heads = (*query.shape[:-1], self.heads, query.shape[-1] // self.heads)
+        query, key, value = (part.reshape(heads) for part in (query, key, value))
         logits = jnp.einsum(
-            "bqhd,bkhd->bhqk",
+            "...qhd,...khd->...hqk",
             query / math.sqrt(heads[-1]),
             key,
             precision=self.numerics.precision,
             preferred_element_type=jnp.float32,
         )
-        logits = jnp.where(attention_mask[:, None, None, :], logits, MASKED_LOGIT)
-        weights = self.numerics.drop(jax.nn.softmax(logits), dropout_keys, site)
+        logits = jnp.where(mask[..., None, None, :], logits, MASKED_LOGIT)
+        weights = self.numerics.drop_attention(jax.nn.softmax(logits), keys, site)
         mixed = jnp.einsum(
-            "bhqk,bkhd->bqhd", weights.astype(value.dtype), value, precision=self.numerics.precision
+            "...hqk,...khd->...qhd",
+            weights.astype(value.dtype),
+            value,
+            precision=self.numerics.precision,
         )
-        out: Array = self.output(mixed.reshape(hidden.shape))
-        return out
+        return mixed.reshape(*heads[:-2], -1)
 
 
 class Layer(nnx.Module):  # type: ignore[misc]
@@ -222,13 +247,12 @@ class Layer(nnx.Module):  # type: ignore[misc]
         self.activation = config.hidden_act
         self.numerics = numerics
 
-    def __call__(
-        self, hidden: Array, attention_mask: Array, dropout_keys: Array | None, site: int
-    ) -> Array:
-        mixed = self.attention(hidden, attention_mask, dropout_keys, site)
-        hidden = self.attention_norm(hidden + self.numerics.drop(mixed, dropout_keys, site + 1))
+    def __call__(self, hidden: Array, layout: Layout, site: int) -> Array:
+        keys = layout.token_keys
+        mixed = self.attention(hidden, layout, site)
+        hidden = self.attention_norm(hidden + self.numerics.drop(mixed, keys, site + 1))
         wide = ACTIVATIONS[self.activation](self.intermediate(hidden))
-        update = self.numerics.drop(self.output(wide), dropout_keys, site + 2)
+        update = self.numerics.drop(self.output(wide), keys, site + 2)
         out: Array = self.output_norm(hidden + update)
         return out
 
@@ -262,14 +286,24 @@ class BertEncoder(nnx.Module):  # type: ignore[misc]
             input_ids: [B, T]; any valid id where the mask is False.
             attention_mask: [B, T], False at padding. A row that is False everywhere is computed
                 without NaN; its vectors mean nothing (`pool` drops them).
-            dropout_keys: [B] one typed JAX key per row. A row's dropout masks depend on its key and
-                on T alone, so they survive any split of the batch. None: no dropout.
+            dropout_keys: [B] one typed JAX key per row. A row's dropout masks depend on its key
+                alone, so they survive any split of the batch. None: no dropout.
 
         Returns:
             [B, T, H] float32. Positions count from the left, padding included, as in BERT.
         """
-        hidden = self.embeddings(input_ids)
-        hidden = self.numerics.drop(hidden, dropout_keys, site=0)
+        length = input_ids.shape[1]
+        layout = padded_layout(attention_mask, dropout_keys)
+        return self._encode(input_ids, jnp.arange(length), length, layout)
+
+    def packed(self, texts: PackedTexts, layout: Layout) -> Float[Array, "R T H"]:
+        """Encode packed rows: [R, T, H] float32 of `texts`, in the `packed_layout` of them."""
+        longest = max(block.shape[-1] for block in texts.blocks)
+        return self._encode(texts.input_ids, texts.positions, longest, layout)
+
+    def _encode(self, input_ids: Array, positions: Array, longest: int, layout: Layout) -> Array:
+        hidden = self.embeddings(input_ids, positions, longest)
+        hidden = self.numerics.drop(hidden, layout.token_keys, site=0)
         for index, layer in enumerate(self.layers):
-            hidden = layer(hidden, attention_mask, dropout_keys, site=1 + index * Layer.sites)
+            hidden = layer(hidden, layout, site=1 + index * Layer.sites)
         return hidden.astype(jnp.float32)

@@ -10,21 +10,21 @@ SMALLEST_SQUARED_NORM = 1e-24
 
 
 def pool(
-    hidden: Float[Array, "B T H"],
-    attention_mask: Bool[Array, "B T"],
+    hidden: Float[Array, "*B T H"],
+    attention_mask: Bool[Array, "*B T"],
     pooling: Literal["mean", "cls"],
     normalize: bool,
-) -> Float[Array, "B H"]:
+) -> Float[Array, "*B H"]:
     """Pool token vectors under the attention mask.
 
     Args:
-        hidden: [B, T, H] token vectors.
-        attention_mask: [B, T], False at padding on either side.
+        hidden: [..., T, H] token vectors.
+        attention_mask: [..., T], False at padding on either side.
         pooling: `mean` of the attended vectors, or `cls`, the first attended vector.
         normalize: scale to unit Euclidean length.
 
     Returns:
-        [B, H] float32. A row without attended tokens (list padding) is zero, its gradient finite.
+        [..., H] float32. A row without attended tokens (list padding) is zero, its gradient finite.
     """
     hidden = hidden.astype(jnp.float32)
     weights = attention_mask.astype(jnp.float32)

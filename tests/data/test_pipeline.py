@@ -20,12 +20,21 @@ def lists(prepare):
 
 
 def stream(lists, steps, **options):
-    options = {"seed": 3, "global_batch_size": 8, "pool_size": 4} | options
+    options = {"seed": 3, "global_batch_size": 8, "pool_size": 4, "rows": 4} | options
     return list(itertools.islice(batches(lists, **options), steps))
 
 
 def leaves(batch):
-    return [*batch.query, *batch.passage, *batch[2:]]
+    return [*batch.texts[:3], *batch.texts.blocks, batch.texts.places, *batch[1:]]
+
+
+def text_tokens(batch, pool, row, text, texts_per_list=5):
+    """Token ids of text number `text` (0: the query) of a list, found as the model finds it."""
+    rows = batch.texts.places.shape[1]
+    lists = batch.sample_ids.shape[1] // rows
+    at = (pool, row // lists)
+    segment = batch.texts.places[at][row % lists * texts_per_list + text]
+    return batch.texts.input_ids[at][batch.texts.segment_ids[at] == segment].tolist()
 
 
 def assert_equal(left, right):
@@ -39,13 +48,13 @@ def test_excluded_documents_reach_the_batch_by_number_and_hosts_agree_on_the_wid
     contexts[5] = contexts[5]._replace(excluded=(*others, "of-no-list"))
     lists = PreparedLists(prepare(contexts)[0])
     (batch,) = stream(lists, 1)
-    assert batch.excluded_ids.shape == (2, 4, 8)
     numbers = lists[2].passage_numbers.tolist()
+    width = len(numbers)
+    assert batch.excluded_ids.shape == (2, 4, width)
     for sample, excluded in zip(
-        batch.sample_ids.ravel(), batch.excluded_ids.reshape(8, 8), strict=True
+        batch.sample_ids.ravel(), batch.excluded_ids.reshape(8, width), strict=True
     ):
-        expected = numbers if sample == 5 else []
-        assert excluded.tolist() == expected + [-1] * (8 - len(expected))
+        assert excluded.tolist() == (numbers if sample == 5 else [-1] * width)
     for host in range(2):
         (part,) = stream(lists, 1, shard_index=host, shard_count=2)
         rows = slice(2 * host, 2 * host + 2)
@@ -87,7 +96,7 @@ def test_epoch_e_reads_draw_e_modulo_the_draws(prepare):
 
 
 def test_a_batch_larger_than_the_set_spans_epochs(lists):
-    (batch,) = stream(lists, 1, global_batch_size=64, pool_size=64)
+    (batch,) = stream(lists, 1, global_batch_size=64, pool_size=64, rows=1)
     assert np.bincount(batch.sample_ids.ravel()).tolist() in [
         [3 if i in late else 2 for i in range(LISTS)]
         for late in [set(epoch_order(3, 2, LISTS)[: 64 - 2 * LISTS].tolist())]
@@ -115,7 +124,7 @@ def test_the_hosts_rows_together_are_the_one_host_batch(lists, hosts):
     parts = [stream(lists, 5, shard_index=h, shard_count=hosts) for h in range(hosts)]
     for whole, *shares in zip(stream(lists, 5), *parts, strict=True):
         for expected, *pieces in zip(leaves(whole), *map(leaves, shares), strict=True):
-            assert pieces[0].shape[1] == 4 // hosts
+            assert pieces[0].shape[1] == 4 // hosts  # of 4 queries in 4 rows
             np.testing.assert_array_equal(np.concatenate(pieces, axis=1), expected)
 
 
@@ -125,7 +134,9 @@ def test_a_host_reads_only_its_own_records(lists, monkeypatch):
     monkeypatch.setattr(
         PreparedLists, "__getitem__", lambda self, i: read.append(i) or getitem(self, i)
     )
-    source = batches(lists, seed=3, global_batch_size=8, pool_size=4, shard_index=1, shard_count=2)
+    source = batches(
+        lists, seed=3, global_batch_size=8, pool_size=4, rows=4, shard_index=1, shard_count=2
+    )
     batch = next(source)
     source.close()
     assert (
@@ -139,32 +150,26 @@ def test_every_row_holds_its_list(lists, word_tokenizer, contract):
     contexts = make_contexts(LISTS)
     for batch in stream(lists, 3):
         assert batch.labels.dtype == np.float32
-        assert {batch.query.input_ids.dtype, batch.passage_ids.dtype, batch.sample_ids.dtype} == {
-            np.dtype(np.int32)
-        }
+        assert {batch.passage_ids.dtype, batch.sample_ids.dtype} == {np.dtype(np.int32)}
         for pool, row in np.ndindex(batch.sample_ids.shape):
             context = contexts[batch.sample_ids[pool, row]]
             n = len(context.passages)
             at = (pool, row)
             assert batch.where[at].tolist() == [True] * n + [False] * (4 - n)
             assert batch.labels[at].tolist() == [p.grade for p in context.passages] + [0] * (4 - n)
-            mask = batch.query.attention_mask[at]
             expected = word_tokenizer.encode(contract.query_prompt + context.query).ids
-            assert batch.query.input_ids[at][mask].tolist() == expected
+            assert text_tokens(batch, pool, row, 0) == expected
             for place, passage in enumerate(context.passages):
-                mask = batch.passage.attention_mask[(*at, place)]
-                ids = batch.passage.input_ids[(*at, place)]
-                assert ids[mask].tolist() == word_tokenizer.encode(passage.text).ids
-                assert not ids[~mask].any()
-                assert (np.diff(mask.astype(int)) <= 0).all()  # padding is on the right
+                expected = word_tokenizer.encode(passage.text).ids
+                assert text_tokens(batch, pool, row, 1 + place) == expected
+            for place in range(n, 4):
+                assert text_tokens(batch, pool, row, 1 + place) == []
 
 
 def test_a_short_list_is_masked_and_never_filled_by_repetition(lists):
     for batch in stream(lists, 3):
         absent = ~batch.where
         assert absent.any()
-        assert not batch.passage.attention_mask[absent].any()
-        assert not batch.passage.input_ids[absent].any()
         assert (batch.passage_ids[absent] == -1).all()
         assert (batch.labels[absent] == 0).all()
         assert (batch.passage_ids[batch.where] >= 0).all()
@@ -184,26 +189,35 @@ def test_passage_ids_are_equal_exactly_for_equal_documents(lists):
         assert len(pairs) == len(set(documents)) == len(set(numbers))
 
 
-def test_widths_are_multiples_of_32_but_never_beyond_the_contract(lists):
-    seen = stream(lists, 12, global_batch_size=2, pool_size=2)
-    assert {batch.query.input_ids.shape for batch in seen} == {(1, 2, 16)}  # 5 tokens, contract 16
-    widths = {batch.passage.input_ids.shape[-1] for batch in seen}
-    assert widths <= {32, 64, 80}
-    assert 80 in widths
-    for batch in seen:
-        longest = batch.passage.attention_mask.sum(-1).max()
-        assert batch.passage.input_ids.shape[-1] == min(-(-longest // 32) * 32, 80)
+def test_a_step_has_the_same_shape_whatever_step_the_run_starts_at(lists):
+    options = {"global_batch_size": 2, "pool_size": 2, "rows": 1}
+    for left, right in zip(
+        stream(lists, 9, **options)[7:], stream(lists, 2, start_step=7, **options), strict=True
+    ):
+        assert [a.shape for a in leaves(left)] == [a.shape for a in leaves(right)]
 
 
-def test_statistics_count_tokens_and_padding(lists):
+def test_rows_hold_the_lists_of_their_pool_in_order(lists):
+    """However many rows, the texts of list i of a pool are in row i // (Q / R)."""
+    one, two = (stream(lists, 3, rows=rows) for rows in (1, 2))
+    for narrow, wide in zip(one, two, strict=True):
+        assert narrow.texts.places.shape == (2, 1, 20)
+        assert wide.texts.places.shape == (2, 2, 10)
+        for pool, row, text in np.ndindex(2, 4, 5):
+            assert text_tokens(narrow, pool, row, text) == text_tokens(wide, pool, row, text)
+
+
+def test_statistics_count_tokens_and_padding(lists, word_tokenizer, contract):
     (batch,) = stream(lists, 1)
-    tokens = batch.query.attention_mask.sum() + batch.passage.attention_mask.sum()
-    slots = batch.query.input_ids.size + batch.passage.input_ids.size
+    contexts = [make_contexts(LISTS)[sample] for sample in batch.sample_ids.ravel()]
+    texts = [passage.text for context in contexts for passage in context.passages]
+    texts += [contract.query_prompt + context.query for context in contexts]
+    tokens = sum(len(word_tokenizer.encode(text).ids) for text in texts)
     assert batch_statistics(batch) == {
         "lists": 8,
         "passages": batch.where.sum(),
         "tokens": tokens,
-        "padding_share": 1 - tokens / slots,
+        "padding_share": 1 - tokens / batch.texts.input_ids.size,
     }
 
 
@@ -216,8 +230,8 @@ def test_prepared_lists_can_be_pickled(lists):
 def test_sizes_that_do_not_divide_are_refused(lists):
     with pytest.raises(UserError, match=r"train\.pool_size: 3 does not divide global_batch_size 8"):
         batches(lists, seed=0, global_batch_size=8, pool_size=3)
-    with pytest.raises(UserError, match="4 queries do not divide over 3 hosts"):
-        batches(lists, seed=0, global_batch_size=8, pool_size=4, shard_count=3)
+    with pytest.raises(UserError, match="4 queries do not divide into 4 rows over 3 hosts"):
+        batches(lists, seed=0, global_batch_size=8, pool_size=4, rows=4, shard_count=3)
 
 
 def test_a_record_damaged_after_opening_stops_the_stream_with_shard_and_offset(

@@ -77,8 +77,10 @@ def test_the_manifest_counts_what_was_written(prepare):
         "longest": max(lengths),
         "truncated": 0,
     }
-    longest = [max(len(p.text.split()) + 2 for p in context.passages) for context in contexts]
-    assert read_sizes(manifest, folder).tolist() == [[5, n, 0] for n in longest]
+    sizes = [[len(p.text.split()) + 2 for p in context.passages] for context in contexts]
+    assert read_sizes(manifest, folder).tolist() == [
+        [0, 5, *of_list, *[0] * (4 - len(of_list))] for of_list in sizes
+    ]
     assert [shard.name for shard in manifest.shards] == [
         f"lists-train.tfrecord-0000{i}-of-00003" for i in range(3)
     ]

@@ -65,7 +65,7 @@ def compiled_step(config: Config, tmp_path: Path, data: int, fsdp: int) -> tuple
     contract = resolve_contract(config)
     structure, params = split_model(load_model(config.model, contract))
     tx, on = make_optimizer(config.optimizer, 10), mesh(data, fsdp)
-    batch = next(batches(lists, seed=0, global_batch_size=16, pool_size=16, start_step=0))
+    batch = next(batches(lists, seed=0, global_batch_size=16, pool_size=16, rows=data * fsdp))
     step = make_train_step(structure, tx, config, contract, on)
     return step, initial_state(params, tx, on), to_devices(batch, on)
 

@@ -60,12 +60,21 @@ def mesh_of(data: int, fsdp: int) -> Mesh:
 
 
 @pytest.fixture
-def batch(tiny_config: Config, tmp_path: Path) -> Batch:
+def lists(tiny_config: Config, tmp_path: Path) -> PreparedLists:
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(tiny_config))
     prepare.main(["--config", str(path)])
-    lists = PreparedLists(Path(tiny_config.data.prepared))
-    return next(batches(lists, seed=0, global_batch_size=16, pool_size=8, start_step=0))
+    return PreparedLists(Path(tiny_config.data.prepared))
+
+
+def first_batch(lists: PreparedLists, pool_size: int, rows: int) -> Batch:
+    return next(batches(lists, seed=0, global_batch_size=16, pool_size=pool_size, rows=rows))
+
+
+@pytest.fixture
+def batch(lists: PreparedLists) -> Batch:
+    """Two pools of eight lists, every list in a packed row of its own."""
+    return first_batch(lists, 8, rows=8)
 
 
 def gradients(config: Config, batch: Batch, mesh: Mesh) -> tuple[float, dict[str, np.ndarray]]:
@@ -116,11 +125,12 @@ def with_loss(config: Config, name: str, dropout: float = 0.0) -> Config:
     ],
 )
 def test_eight_devices_give_the_gradient_of_one(
-    tiny_config: Config, batch: Batch, loss: str, layout: str, dropout: float
+    tiny_config: Config, lists: PreparedLists, loss: str, layout: str, dropout: float
 ):
     config = with_loss(tiny_config, loss, dropout)
-    one_loss, one = gradients(config, batch, mesh_of(1, 1))
-    loss_of_eight, eight = gradients(config, batch, mesh_of(*LAYOUTS[layout]))
+    one_loss, one = gradients(config, first_batch(lists, 8, rows=1), mesh_of(1, 1))
+    on_eight = first_batch(lists, 8, rows=8)
+    loss_of_eight, eight = gradients(config, on_eight, mesh_of(*LAYOUTS[layout]))
     assert loss_of_eight == pytest.approx(one_loss, rel=LOSS_RTOL)
     assert worst_leaf(eight, one) <= GRADIENT_RTOL
 
@@ -133,9 +143,8 @@ def test_eight_devices_give_the_gradient_of_one_on_minilm(tmp_path: Path):
     path.write_text(to_yaml(config))
     prepare.main(["--config", str(path)])
     lists = PreparedLists(Path(config.data.prepared))
-    batch = next(batches(lists, seed=0, global_batch_size=16, pool_size=16, start_step=0))
-    one_loss, one = gradients(config, batch, mesh_of(1, 1))
-    loss_of_eight, eight = gradients(config, batch, mesh_of(2, 4))
+    one_loss, one = gradients(config, first_batch(lists, 16, rows=1), mesh_of(1, 1))
+    loss_of_eight, eight = gradients(config, first_batch(lists, 16, rows=8), mesh_of(2, 4))
     assert loss_of_eight == pytest.approx(one_loss, rel=LOSS_RTOL)
     assert worst_leaf(eight, one) <= GRADIENT_RTOL
 

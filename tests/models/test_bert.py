@@ -171,6 +171,15 @@ def test_dropout_masks_do_not_depend_on_how_the_batch_is_split() -> None:
         np.testing.assert_allclose(part, together[rows], atol=SHAPE_TOLERANCE)
 
 
+def test_dropout_masks_do_not_depend_on_padding() -> None:
+    encoder = small_encoder(dropout=0.3)
+    ids, mask = tokens([5, 8], 16, SMALL.vocab_size)
+    keys = jax.random.split(jax.random.key(1), 2)
+    wide = encode(encoder, ids, mask, keys)[:, :8]
+    narrow = encode(encoder, ids[:, :8], mask[:, :8], keys)
+    assert largest_difference(narrow, wide, mask[:, :8]) <= SHAPE_TOLERANCE
+
+
 def test_dropout_changes_with_the_key_and_repeats_with_it() -> None:
     encoder = small_encoder(dropout=0.3)
     ids, mask = tokens([16, 8], 16, SMALL.vocab_size)
@@ -201,8 +210,8 @@ def test_dropout_rate_zero_equals_no_dropout() -> None:
 
 def test_dropout_sites_are_independent_and_keep_the_mean() -> None:
     numerics = Numerics(jnp.dtype("float32"), dropout=0.25)
-    keys = jax.random.split(jax.random.key(0), 2)
-    dropped = [numerics.drop(jnp.ones((2, 100, 100)), keys, site) for site in (0, 1)]
+    keys = jax.random.split(jax.random.key(0), 200)
+    dropped = [numerics.drop(jnp.ones((200, 100)), keys, site) for site in (0, 1)]
     for values in dropped:
         assert set(np.unique(values)) == {np.float32(0.0), np.float32(1.0) / np.float32(0.75)}
         # 20,000 draws: the mean's standard error is 0.004.
