@@ -11,18 +11,12 @@ solvers of the nuclear norm with an SVD in float64 instead.
 
 import argparse
 import functools
-import importlib.metadata
 import os
-import platform
-import random
-import statistics
-import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+from machine import console, interleaved, print_machine
 from rich.table import Table
 
 L = 4
@@ -30,7 +24,6 @@ TEMPERATURE, TARGET_TEMPERATURE = 1.0, 1.0
 QUERIES_WITH_REFERENCE, QUERIES_ALONE = (16, 64, 256), (1024,)
 LISTS, LIST_SIZE = 64, 8
 LEVELS = (-1.0, 0.0, 1.0, 2.0, 3.0)
-console = Console(width=120)
 
 
 def main() -> None:
@@ -44,44 +37,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:  # before jax loads SciPy, whose OpenBLAS XLA calls on CPU
         os.environ["OPENBLAS_NUM_THREADS"] = str(args.threads)
-    print_machine(args.threads)
+    print_machine("jax", "jaxlib", "ott-jax", "numpy", "scipy", "torch")
+    console.print(f"threads of BLAS and torch: {args.threads or 'their defaults'}")
     if args.accuracy:
         accuracy_table()
         return
     gaussian_table(args.rounds, args.threads)
     losses_table(args.rounds)
-
-
-def print_machine(threads: int | None) -> None:
-    """Processor, load, versions, threads."""
-    names = [
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    load = " ".join(f"{value:.1f}" for value in os.getloadavg())
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}"
-        for name in ("jax", "jaxlib", "ott-jax", "numpy", "scipy", "torch")
-    )
-    console.print(f"{names[0]}, {os.cpu_count()} cores, load {load}, {platform.platform()}")
-    console.print(f"Python {platform.python_version()}, {versions}")
-    console.print(f"threads of BLAS and torch: {threads or 'their defaults'}")
-
-
-def interleaved(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each contender, after one call to warm up."""
-    for run in contenders.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    order = random.Random(0)  # noqa: S311
-    for _ in range(rounds):
-        # Shuffled: threads that one library leaves spinning slow down whoever comes next.
-        for name in order.sample(list(contenders), len(contenders)):
-            start = time.perf_counter()
-            contenders[name]()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def pool(queries: int, kind: str = "random") -> tuple[np.ndarray, np.ndarray]:

@@ -222,7 +222,7 @@ class Attention(nnx.Module):  # type: ignore[misc]
             precision=self.numerics.precision,
             preferred_element_type=jnp.float32,
         )
-        logits = jnp.where(mask[..., None, None, :], logits, MASKED_LOGIT)
+        logits = jnp.where(mask[..., None, :, :], logits, MASKED_LOGIT)
         weights = self.numerics.drop_attention(jax.nn.softmax(logits), keys, site)
         mixed = jnp.einsum(
             "...hqk,...khd->...qhd",

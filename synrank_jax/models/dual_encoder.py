@@ -43,8 +43,8 @@ class DualEncoder(nnx.Module):  # type: ignore[misc]
         layout = packed_layout(texts, dropout_keys)
         blocks = layout.split(self.encoder.packed(texts, layout))
         pooled = [
-            pool(block, mask, self.pooling, self.normalize)
-            for block, mask in zip(blocks, layout.masks, strict=True)
+            pool(block, places >= 0, self.pooling, self.normalize)
+            for block, places in zip(blocks, texts.blocks, strict=True)
         ]
         in_order = jnp.concatenate(pooled, axis=1)
         return rearrange(in_order, texts.places, jnp.argsort(texts.places))

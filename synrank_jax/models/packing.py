@@ -21,7 +21,7 @@ class Layout(NamedTuple):
     """How an encoder's token arrays [..., H] relate to the blocks in which texts attend.
 
     split: token array to blocks [..., T_g, H], one text per row of a block; join is its inverse.
-    masks: per block [..., T_g] bool, False at padding.
+    masks: per block [..., 1 or T_g, T_g] bool, where a token (last but one) may see another.
     token_keys: key per token, for dropout, or None; block_keys: the same per block.
     """
 
@@ -36,7 +36,7 @@ def padded_layout(mask: Array, keys: Array | None) -> Layout:
     """Texts in rows of their own: mask [B, T], keys [B]."""
     if keys is not None:
         keys = fold_in(keys[:, None], jnp.arange(mask.shape[1]))
-    return Layout(lambda x: [x], lambda parts: parts[0], [mask], keys, [keys])
+    return Layout(lambda x: [x], lambda parts: parts[0], [mask[:, None]], keys, [keys])
 
 
 def packed_layout(texts: PackedTexts, keys: Array | None) -> Layout:
@@ -56,7 +56,7 @@ def packed_layout(texts: PackedTexts, keys: Array | None) -> Layout:
         flat = jnp.concatenate([part.reshape(rows, -1, part.shape[-1]) for part in parts], axis=1)
         return rearrange(flat, slots, tokens)
 
-    masks = [block >= 0 for block in texts.blocks]
+    masks = [(block >= 0)[..., None, :] for block in texts.blocks]
     if keys is None:
         return Layout(split, join, masks, None, [None] * len(masks))
     packed = jnp.take_along_axis(keys, jnp.argsort(texts.places), axis=1)
