@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import jax
@@ -17,6 +17,8 @@ from synrank_jax import prepare, train
 from synrank_jax.config import LOSS_NAMES, Config, MeshConfig
 from synrank_jax.config_file import to_yaml
 from synrank_jax.contract import CONTRACT_FILE
+from synrank_jax.data import packing
+from synrank_jax.data.pipeline import PreparedLists, batches
 from synrank_jax.engine.checkpoint import CHECKPOINTS, load_trained
 from synrank_jax.engine.encoding import checkpoint_encoder
 from synrank_jax.engine.monitor import NonFiniteError
@@ -102,6 +104,41 @@ def test_resuming_on_another_mesh_continues_the_run(tiny_config: Config, tmp_pat
         # Rounding of another order of sums, carried through two Adam steps of a float32 model.
         assert record[1:3] == pytest.approx(expected[1:3], rel=1e-4)
         assert (record[0], record[3:]) == (expected[0], expected[3:])
+
+
+def test_after_the_first_step_of_every_shape_nothing_is_compiled(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(packing, "TOKEN_MULTIPLE", 1)  # so that tiny rows differ
+    steps = 24
+    config = changed(tiny_config, "train", steps=steps, epochs=None, save_every=None)
+    prepared(config, tmp_path)
+    size = config.train.global_batch_size
+    stream = batches(
+        PreparedLists(Path(config.data.prepared)),
+        seed=config.train.seed,
+        global_batch_size=size,
+        pool_size=config.pool_size(),
+        rows=jax.device_count(),
+    )
+    shapes = [
+        tuple(leaf.shape for leaf in jax.tree.leaves(batch)) for batch in islice(stream, steps)
+    ]
+    traced: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: traced.append(event) if "trace" in event else None
+    )
+    of_step = []
+
+    def count(step: int) -> None:
+        of_step.append(len(traced))
+        traced.clear()
+
+    train.run(config, on_step=count)
+    first = [shape not in shapes[:step] for step, shape in enumerate(shapes)]
+    assert 1 < sum(first) <= 4
+    for step in range(steps - 1):  # after the last one the checkpoint is written
+        assert (of_step[step] > 0) == first[step], (step, of_step)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
