@@ -211,7 +211,8 @@ def _gradient_share(config: Config, parts: list[Scored], gradient: Any) -> dict[
         own = size[np.arange(queries), np.arange(queries)]
         for grade in config.data.grades:
             sums[str(grade)] += float(own[pool.where & (pool.labels == grade)].sum())
-        sums[IN_BATCH] += float(size.sum() - own.sum())
+        size[np.arange(queries), np.arange(queries)] = 0
+        sums[IN_BATCH] += float(size.sum())
     total = max(sum(sums.values()), 1e-30)
     return {name: value / total for name, value in sums.items()}
 
