@@ -102,6 +102,8 @@ def test_preparing_again_removes_our_old_files_and_no_others(prepare):
     prepare(shards=1)
     assert sorted(path.name for path in folder.iterdir()) == [
         ".ingest",
+        "dataset_info.json",
+        "features.json",
         "lists-train.sizes.npy",
         "lists-train.tfrecord-00000-of-00001",
         "manifest.json",
