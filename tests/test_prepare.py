@@ -175,6 +175,29 @@ def test_a_killed_preparation_goes_on_where_it_stopped(command):
     }
 
 
+def test_a_runner_without_beam_names_the_environment_to_make(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)  # its import fails
+    with pytest.raises(UserError, match=r"Apache Beam is not installed.*synrank-jax\[beam\]"):
+        command("--runner", "DirectRunner")
+    assert state_of(command.folder) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--", "--parallelism=8"),
+            "--parallelism=8: what stands after -- are options of --runner",
+        ),
+        (("--runner", "DirectRunner", "--workers", "9"), "not allowed with argument --runner"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(command, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        command(*arguments)
+    assert message in capsys.readouterr().err
+
+
 def test_errors_are_one_message_and_exit_code_2(command, tmp_path):
     blocker = tmp_path / "file"
     blocker.write_text("in the way")
