@@ -193,6 +193,6 @@ def _import(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"this source needs the package {package}; install it (pip install {package}), or "
-            "give the source as JSONL"
+            f"this source needs the package {package}; install it (pip install "
+            "'synrank-jax[sources]'), or give the source as JSONL"
         ) from error

@@ -3,10 +3,12 @@
 import gzip
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from synrank_jax.config import SourceConfig
+from synrank_jax.data import columns
 from synrank_jax.data.formats import open_reader
 from synrank_jax.errors import UserError
 
@@ -312,6 +314,60 @@ def test_a_hub_dataset_is_streamed(tmp_path):
     before = open_reader(SourceConfig(path=f"hub:{folder}")).sha256()
     (folder / "queries" / "queries-00001-of-00002.parquet").unlink()
     assert open_reader(SourceConfig(path=f"hub:{folder}")).sha256() != before
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub with one dataset, whose branch main moves on after every question."""
+    streams = {part: iter(rows) for part, rows in PARTS.items()}
+    asked = []
+
+    def info(repo, revision):
+        asked.append(revision)
+        return SimpleNamespace(sha=f"{len(asked):040x}")
+
+    def load(repo, config, split, revision, streaming):
+        assert streaming
+        asked.append(revision)
+        return streams[config]
+
+    fake = SimpleNamespace(
+        get_dataset_config_names=lambda repo, revision: list(PARTS),
+        get_dataset_split_names=lambda repo, config, revision: ["train"],
+        load_dataset=load,
+    )
+    monkeypatch.setattr("huggingface_hub.dataset_info", info)
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    columns._hub_commit.cache_clear()
+    yield SimpleNamespace(streams=streams, asked=asked)
+    columns._hub_commit.cache_clear()
+
+
+def test_a_hub_dataset_is_read_at_one_commit_and_a_row_at_a_time(hub):
+    reader = open_reader(SourceConfig(path="hub:owner/name"))
+    first = next(reader.documents.rows())
+    assert (first.id, str(first.place)) == ("7", "hub:owner/name/corpus/train:1")
+    assert next(hub.streams["corpus"])["_id"] == "d8"  # not read ahead
+    assert len(list(reader.queries.rows())) == 2
+    assert hub.asked == [None, f"{1:040x}", f"{1:040x}"]
+    assert open_reader(SourceConfig(path="hub:owner/name")).sha256() == reader.sha256()
+
+
+def test_a_hub_dataset_named_with_its_commit_is_not_asked_for_it(hub):
+    reader = open_reader(SourceConfig(path=f"hub:owner/name@{'ab' * 20}"))
+    assert len(list(reader.pairs.rows())) == 3
+    assert hub.asked == ["ab" * 20]
+
+
+def test_a_hub_dataset_that_breaks_off_is_one_message(hub):
+    def rows():
+        yield PARTS["corpus"][0]
+        raise ConnectionResetError("gone")
+
+    hub.streams["corpus"] = rows()
+    reader = open_reader(SourceConfig(path="hub:owner/name"))
+    with pytest.raises(UserError, match=r"owner/name: the hub could not .*ResetError: gone"):
+        list(reader.documents.rows())
 
 
 def test_a_hub_dataset_out_of_reach_is_one_message():
