@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from synrank_jax.data.examples import TokenizedList, decode_ids, decode_list, encode_list
+from synrank_jax.data.examples import decode_ids, decode_lists, encode_list
 from synrank_jax.data.manifest import read_manifest, shard_paths
 from synrank_jax.data.pipeline import PreparedLists
 from synrank_jax.data.records import TFRecordSource
+from synrank_jax.data.tfds_metadata import INTS
 from synrank_jax.files import file_sha256
 
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: make test-interop")
-
-FIELDS = TokenizedList._fields
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +34,17 @@ def ours(folder):
 
 def values_of(record):
     query_id, passage_ids = decode_ids(record)
-    arrays = {name: array.tolist() for name, array in decode_list(record)._asdict().items()}
-    return arrays | {"query_id": query_id, "passage_ids": passage_ids}
+    lists = decode_lists([record])
+    return {name: getattr(lists, name).tolist() for name in INTS} | {
+        "query_id": query_id,
+        "passage_ids": passage_ids,
+    }
 
 
 def plain(example):
     """An example that TensorFlow read, as plain values."""
-    assert all(example[name].dtype == np.int64 for name in FIELDS)
-    return {name: example[name].tolist() for name in FIELDS} | {
+    assert all(example[name].dtype == np.int64 for name in INTS)
+    return {name: example[name].tolist() for name in INTS} | {
         "query_id": example["query_id"].decode(),
         "passage_ids": [doc_id.decode() for doc_id in example["passage_ids"]],
     }
@@ -50,7 +52,7 @@ def plain(example):
 
 def parse(serialized):
     """`tf.io.parse_single_example` with the documented schema."""
-    features = {name: tf.io.RaggedFeature(tf.int64) for name in FIELDS}
+    features = {name: tf.io.RaggedFeature(tf.int64) for name in INTS}
     features["passage_ids"] = tf.io.RaggedFeature(tf.string)
     features["query_id"] = tf.io.FixedLenFeature([], tf.string)
     return tf.io.parse_single_example(serialized, features)
@@ -110,8 +112,8 @@ def test_a_folder_rewritten_by_tensorflow_is_a_prepared_set(folder, ours, tmp_pa
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     rewritten, lists = PreparedLists(tmp_path), PreparedLists(folder)
     assert len(rewritten) == len(lists) == 137
-    for index in range(2 * 137):
-        np.testing.assert_equal(rewritten[index]._asdict(), lists[index]._asdict())
+    both = [opened.read(range(2 * 137))._asdict() for opened in (rewritten, lists)]
+    np.testing.assert_equal(*both)
 
 
 def varint(number):
