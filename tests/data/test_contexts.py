@@ -3,6 +3,7 @@
 import json
 import pickle
 
+import numpy as np
 import pytest
 
 from synrank_jax.config import DataConfig
@@ -109,8 +110,9 @@ def test_what_several_sources_have_for_a_query_is_one_list(contexts, collection)
 def test_a_document_has_one_number_whatever_table_it_comes_from(opened, collection):
     first = collection("a", corpus={"d1": "one", "d2": "two"}, qrels=[("q1", "d2", "3")])
     second = collection("b", corpus={"x": "ex", "d2": "two"}, qrels=[("q2", "d2", "1")])
-    third = collection("c", corpus={"x": "ex"}, qrels=[("q2", "x", "0")])
+    third = collection("c", corpus={"d2": "two", "x": "ex"}, qrels=[("q2", "x", "0")])
     mixture, plan = opened(data_of(first, second, third))
+    assert mixture.documents.numbers(2, np.array([0, 1])).tolist() == [1, 2]
     made = [mixture.context(mixture.query(entry), 0) for entry in plan.entries.tolist()]
     numbers = {(p.doc_id, p.number) for context in made for p in context.passages}
     assert numbers == {("d2", 1), ("x", 2)}
