@@ -8,6 +8,7 @@ reads ahead in background threads.
 
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synrank_jax.contract import EncodingContract
-from synrank_jax.data.examples import TokenizedList, decode_list
+from synrank_jax.data.examples import TokenizedLists, decode_lists
 from synrank_jax.data.manifest import read_manifest, read_sizes, shard_paths, verify_shards
 from synrank_jax.data.records import TFRecordSource
 from synrank_jax.data.tokenize import pad_flat, padded_length
@@ -24,12 +25,13 @@ from synrank_jax.errors import UserError
 from synrank_jax.types import Batch, Tokens
 
 EXCLUDED_MULTIPLE = 8
-# Decoding holds the interpreter lock, so more threads only add contention.
-READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+# Decoding holds the interpreter lock for a third of its time. On two cores a second thread made
+# reading a quarter slower (benchmarks/data.py), so it would only take time from training.
+READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 
 
 class PreparedLists:
-    """A prepared folder as a sequence of `TokenizedList`."""
+    """The lists of a prepared folder."""
 
     def __init__(self, folder: Path) -> None:
         """Open and verify the folder.
@@ -52,13 +54,14 @@ class PreparedLists:
         """Lists of one draw, which are the lists of an epoch."""
         return self.manifest.lists
 
-    def __getitem__(self, index: int) -> TokenizedList:
-        """Record number `index` of all draws, an IndexError past the last.
+    def read(self, indices: Sequence[int]) -> TokenizedLists:
+        """Records of all draws by number, in the order of `indices`.
 
         Raises:
-            UserError: the record is damaged; names shard and byte offset.
+            UserError: a record is damaged; names shard and byte offset.
+            IndexError: no such record.
         """
-        return decode_list(self._records[index])
+        return decode_lists([self._records[index] for index in indices])
 
 
 def batches(
@@ -153,7 +156,7 @@ class _Steps:
         # The whole step decides the shape: every host must choose the same one.
         *longest, excluded = self._lists.sizes[step_ids].max(axis=0).tolist()
         sample_ids = step_ids.reshape(self._pools)[:, self._own]
-        rows = [self._lists[index] for index in sample_ids.ravel().tolist()]
+        rows = self._lists.read(sample_ids.ravel().tolist())
         shape = _Shape(
             manifest.data.list_size, *_padded(longest, manifest.contract), _rounded(excluded)
         )
@@ -163,11 +166,12 @@ class _Steps:
         """Record numbers [N Q] of a step over all hosts; epoch e reads draw e % draws."""
         size = self._pools[0] * self._pools[1]
         epochs, places = np.divmod(np.arange(step * size, (step + 1) * size), len(self._lists))
-        first, last = int(epochs[0]), int(epochs[-1])
-        orders = [epoch_order(self._seed, e, len(self._lists)) for e in range(first, last + 1)]
-        draws = epochs % self._lists.manifest.data.draws
-        ids: NDArray[np.int64] = np.stack(orders)[epochs - first, places] + draws * len(self._lists)
-        return ids
+        count, draws = len(self._lists), self._lists.manifest.data.draws
+        parts = [
+            epoch_order(self._seed, epoch, count)[places[epochs == epoch]] + epoch % draws * count
+            for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)
+        ]
+        return np.concatenate(parts)
 
 
 class _Shape(NamedTuple):
@@ -193,39 +197,32 @@ def _padded(longest: list[int], contract: EncodingContract) -> tuple[int, int]:
 
 
 def _spread(
-    flat: list[NDArray[np.int64]], fill: int, width: int
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Arrays of different lengths as rows of [B, width], and where they have values."""
-    where = np.arange(width) < np.array([len(values) for values in flat])[:, None]
-    filled = np.full(where.shape, fill)
-    filled[where] = np.concatenate(flat)
+    flat: NDArray[np.int32], counts: NDArray[np.int64], fill: int, width: int
+) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Values written one after the other as rows [B, width], and where they have values."""
+    where = np.arange(width) < counts[:, None]
+    filled = np.full(where.shape, fill, np.int32)
+    filled[where] = flat
     return filled, where
 
 
-def _collate(rows: list[TokenizedList], sample_ids: NDArray[np.int64], sizes: _Shape) -> Batch:
+def _collate(lists: TokenizedLists, sample_ids: NDArray[np.int64], sizes: _Shape) -> Batch:
     """One batch of B = N Q lists, without a Python loop over passages or tokens."""
     list_size, query_length, passage_length, width = sizes
-    grades, where = _spread([row.grades for row in rows], 0, list_size)
-    passage_lengths, _ = _spread([row.passage_lengths for row in rows], 0, list_size)
-    passage_ids, _ = _spread([row.passage_numbers for row in rows], -1, list_size)
-    excluded_ids, _ = _spread([row.excluded_numbers for row in rows], -1, width)
+    grades, where = _spread(lists.grades, lists.list_sizes, 0, list_size)
+    passage_lengths, _ = _spread(lists.passage_lengths, lists.list_sizes, 0, list_size)
+    passage_ids, _ = _spread(lists.passage_numbers, lists.list_sizes, -1, list_size)
+    excluded_ids, _ = _spread(lists.excluded_numbers, lists.excluded_counts, -1, width)
 
-    query_tokens = [row.query_tokens for row in rows]
-    query = pad_flat(
-        np.concatenate(query_tokens), np.array([len(t) for t in query_tokens]), query_length
-    )
-    passage = pad_flat(
-        np.concatenate([row.passage_tokens for row in rows]),
-        passage_lengths.ravel(),
-        passage_length,
-    )
+    query = pad_flat(lists.query_tokens, lists.query_lengths, query_length)
+    passage = pad_flat(lists.passage_tokens, passage_lengths.ravel(), passage_length)
     shape = sample_ids.shape
     return Batch(
         query=Tokens(*(array.reshape(*shape, query_length) for array in query)),
         passage=Tokens(*(array.reshape(*shape, list_size, passage_length) for array in passage)),
         labels=grades.astype(np.float32).reshape(*shape, list_size),
         where=where.reshape(*shape, list_size),
-        passage_ids=passage_ids.astype(np.int32).reshape(*shape, list_size),
-        excluded_ids=excluded_ids.astype(np.int32).reshape(*shape, width),
+        passage_ids=passage_ids.reshape(*shape, list_size),
+        excluded_ids=excluded_ids.reshape(*shape, width),
         sample_ids=sample_ids.astype(np.int32),
     )

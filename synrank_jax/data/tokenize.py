@@ -1,6 +1,7 @@
 """Texts to token ids, exactly as the model's own tokenizer cuts them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +70,7 @@ def pad(
 
 
 def pad_flat(
-    flat: NDArray[np.int32], lengths: NDArray[np.int64], length: int, pad_id: int = 0
+    flat: NDArray[np.int32], lengths: NDArray[np.integer[Any]], length: int, pad_id: int = 0
 ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
     """As `pad`, for rows written one after the other: `flat` [sum of lengths], `lengths` [B]."""
     if len(lengths) and lengths.max() > length:
