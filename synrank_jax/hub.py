@@ -41,7 +41,8 @@ def collection_folder(path: str, field: str) -> Path:
         return folder
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise UserError(f"{field} {path!r}: no such folder")
+        what = "a file, but this must be a folder" if folder.exists() else "no such folder"
+        raise UserError(f"{field} {path!r}: {what}")
     return folder
 
 

@@ -255,7 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--skip-top", type=_number(int, 0), default=0, metavar="N", help="skip the first N ranks")
     add("--per-query", type=count, metavar="N", help="keep the N best (default: all)")
     add("--min-score", type=any_score, metavar="S", help="keep scores of at least S")
-    add("--max-score", type=any_score, metavar="S", help="keep scores of at most S")
+    add("--max-score", type=any_score, metavar="S", help="keep scores below S")
     add(
         "--margin",
         type=_number(float, 0),

@@ -5,8 +5,14 @@ training. Running it again with the same configuration and sources goes on at th
 only verifies them. With --dry-run it prints what the lists would be, and writes nothing but the
 ingested sources, which preparing uses too. They lie in .ingest within data.prepared, and may be
 deleted when the lists are prepared.
+
+With --runner, Apache Beam writes the shards, on machines that see data.prepared under the same
+path. What stands after -- are Beam's own options:
+
+  python -m synrank_jax.prepare --config FILE.yaml --runner FlinkRunner -- --parallelism=64
 """
 
+import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +25,7 @@ from rich.table import Table
 from synrank_jax.cli import config_parser, parsed_config, run_command
 from synrank_jax.config import Config
 from synrank_jax.contract import load_tokenizer, resolve_contract
+from synrank_jax.data.beam import write_with_beam
 from synrank_jax.data.contexts import RankingContext
 from synrank_jax.data.manifest import (
     MANIFEST_FILE,
@@ -53,18 +60,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print counts, lengths and examples, and stop"
     )
-    parser.add_argument(
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
         "--workers",
         type=int,
         metavar="N",
         default=len(os.sched_getaffinity(0)),
         help="processes that write shards (default: the CPUs that this process may use)",
     )
+    where.add_argument(
+        "--runner", metavar="NAME", help="Apache Beam runner that writes the shards instead"
+    )
+    parser.add_argument(
+        "runner_options", metavar="-- RUNNER OPTION", nargs="*", help="options of Beam's runner"
+    )
     args = parser.parse_args(argv)
+    if args.runner_options and args.runner is None:
+        parser.error(f"{args.runner_options[0]}: what stands after -- are options of --runner")
     config = parsed_config(args)
     console = Console()
     recipe = Recipe.of(config.data, resolve_contract(config))
     folder = Path(config.data.prepared).expanduser()
+    if args.runner is not None:
+        folder = folder.absolute()  # workers have other working directories
     if args.dry_run:
         job = _job(config, recipe, folder, console)
         _print_dry_run(console, job, sample_lists(job, SAMPLED_LISTS, EXAMPLE_LISTS))
@@ -73,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     verdict = "already prepared, and the shards are whole"
     if manifest is None:
         job = _job(config, recipe, folder, console)
-        manifest = _write(job, args.workers, console)
+        manifest = _write(job, args, console)
         verdict = "prepared"
     console.print(_summary(manifest))
     print(f"{verdict}: {folder}")
@@ -101,7 +119,7 @@ def _job(config: Config, recipe: Recipe, folder: Path, console: Console) -> Job:
         return make_job(recipe, tokenizer, folder)
 
 
-def _write(job: Job, workers: int, console: Console) -> Manifest:
+def _write(job: Job, args: argparse.Namespace, console: Console) -> Manifest:
     tally = Plan(job.plan, job.mixture).tally
     if tally.excluded_pairs:
         console.print(f"{tally.excluded_pairs} pairs of exclude.tsv are left out of the lists")
@@ -110,11 +128,13 @@ def _write(job: Job, workers: int, console: Console) -> Manifest:
             f"{tally.conflicts} documents had several grades for a query; data.duplicates: "
             f"{job.recipe.data.duplicates} decided"
         )
+    if args.runner is not None:
+        return write_with_beam(job, args.runner, args.runner_options)
     columns = (TextColumn("tokenizing lists"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("", total=tally.lists * job.recipe.data.draws)
         return write_prepared(
-            job, workers=workers, on_progress=lambda lists: progress.advance(task, lists)
+            job, workers=args.workers, on_progress=lambda lists: progress.advance(task, lists)
         )
 
 

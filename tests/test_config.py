@@ -62,7 +62,7 @@ def test_all_errors_come_at_once_with_path_value_and_nearest_name(minimal: Path)
 def test_unknown_key_inside_a_list_of_sections_is_named_by_index(tmp_path: Path):
     path = tmp_path / "config.yaml"
     path.write_text(MINIMAL.replace("{path: lists}", "{path: lists, splt: dev}"))
-    with pytest.raises(UserError, match=r"data\.sources\.0\.splt.*did you mean 'split'"):
+    with pytest.raises(UserError, match=r": 1 error .*\n  data\.sources\.0\.splt.*mean 'split'"):
         load_config(path)
 
 

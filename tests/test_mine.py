@@ -88,7 +88,7 @@ def test_the_data_mixture_reads_it(collection: Path) -> None:
         ("--max-relative 0.66", {"q1": ["dü"]}),  # up to 0.594 for q1, 0.495 for q2
         ("--margin 0.25", {"q1": ["d4", "dü"], "q2": ["d3"]}),
         ("--min-score 0.55", {"q1": ["d4"]}),
-        ("--max-score 0.5 --per-query 1", {"q1": ["dü"], "q2": ["d3"]}),
+        ("--max-score 0.6 --per-query 1", {"q1": ["dü"], "q2": ["d3"]}),
         ("--depth 4 --skip-top 1", {"q1": ["d4"], "q2": ["d3"]}),
         ("--margin 0 --positive-grade 2", {"q2": ["d3"]}),
     ],

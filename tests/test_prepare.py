@@ -1,6 +1,5 @@
 """The prepare command, on the bundled lists."""
 
-import os
 import subprocess
 import sys
 import time
@@ -8,6 +7,7 @@ import time
 import pytest
 
 from synrank_jax import prepare
+from synrank_jax.cli import run_command
 from synrank_jax.config_file import load_config
 from synrank_jax.contract import resolve_contract
 from synrank_jax.data.manifest import read_manifest
@@ -154,15 +154,15 @@ def test_a_dry_run_fails_on_ambiguity(command):
 
 
 def test_a_killed_preparation_goes_on_where_it_stopped(command):
-    shards = ("--set", "data.shards=100")
+    shards = ("--set", "data.shards=40")
     arguments = [sys.executable, "-m", "synrank_jax.prepare", "--config", str(command.config)]
     process = subprocess.Popen([*arguments, *shards, "--workers", "1"], stdout=subprocess.PIPE)
     while process.poll() is None and not list(command.folder.glob("*.stamp-0000[3-9]*")):
         time.sleep(0.001)
     process.kill()
     process.communicate()
-    done = {path: path.stat().st_mtime_ns for path in command.folder.glob("*.tfrecord-*-of-00100")}
-    assert 4 <= len(done) < 100
+    done = {path: path.stat().st_mtime_ns for path in command.folder.glob("*.tfrecord-*-of-00040")}
+    assert 4 <= len(done) < 40
     assert not (command.folder / "manifest.json").exists()
     command(*shards)
     # The newest may have been without its stamp yet.
@@ -175,19 +175,38 @@ def test_a_killed_preparation_goes_on_where_it_stopped(command):
     }
 
 
-def test_errors_are_one_message_and_exit_code_2(command, tmp_path):
+def test_a_runner_without_beam_names_the_environment_to_make(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)  # its import fails
+    with pytest.raises(UserError, match=r"Apache Beam is not installed.*synrank-jax\[beam\]"):
+        command("--runner", "DirectRunner")
+    assert state_of(command.folder) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--", "--parallelism=8"),
+            "--parallelism=8: what stands after -- are options of --runner",
+        ),
+        (("--runner", "DirectRunner", "--workers", "9"), "not allowed with argument --runner"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(command, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        command(*arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_errors_are_one_message_and_exit_code_2(command, tmp_path, monkeypatch, capsys):
     blocker = tmp_path / "file"
     blocker.write_text("in the way")
     arguments = ["--config", str(command.config), "--set", f"data.prepared={blocker}/lists"]
-    done = subprocess.run(
-        [sys.executable, "-m", "synrank_jax.prepare", *arguments],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONWARNINGS": "error"},
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr == (
+    monkeypatch.setattr(sys, "argv", ["prepare", *arguments])
+    with pytest.raises(SystemExit) as end:
+        run_command(prepare.main)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
         f"error: data.prepared {blocker}/lists: cannot be written (Not a directory); "
         "choose another folder\n"
     )

@@ -56,6 +56,11 @@ def test_files_named_in_the_readme_exist(path: str):
     assert (ROOT / path).exists()
 
 
+def test_the_mixture_is_the_shipped_one():
+    (block,) = re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL)
+    assert (ROOT / "configs" / "mixture.yaml").read_text().endswith(f"\n{block}")
+
+
 def test_every_module_is_on_the_file_map():
     modules = {path.name for path in (ROOT / "synrank_jax").glob("*.py")} - {"__init__.py"}
     assert {name for name in modules if name not in README.read_text()} == set()

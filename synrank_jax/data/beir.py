@@ -14,6 +14,7 @@ from synrank_jax.data.lines import (
     Place,
     existing_file,
     identifier,
+    member,
     read_lines,
     read_objects,
     read_table,
@@ -75,12 +76,12 @@ def excluded(folder: Path) -> Stream[Pair] | None:
 def document_text(record: dict[str, Any], place: Place) -> str:
     """Title and text of a document's record. Without titles the key is absent, or null."""
     title = string(record["title"], "title", place) if record.get("title") is not None else ""
-    return f"{title} {string(record.get('text'), 'text', place)}".strip()
+    return f"{title} {string(member(record, 'text', place), 'text', place)}".strip()
 
 
 def query_text(record: dict[str, Any], place: Place) -> str:
     """Text of a query's record."""
-    return string(record.get("text"), "text", place).strip()
+    return string(member(record, "text", place), "text", place).strip()
 
 
 def read_corpus(folder: Path) -> dict[str, str]:
@@ -189,7 +190,11 @@ def _texts(
 
     def rows() -> Iterator[Text]:
         for place, record in read_objects(path, PARTS):
-            yield Text(place, identifier(record.get("_id"), "_id", place), text_of(record, place))
+            yield Text(
+                place,
+                identifier(member(record, "_id", place), "_id", place),
+                text_of(record, place),
+            )
 
     return Stream(f"beir {name}", (path,), rows)
 

@@ -8,18 +8,21 @@ configurations corpus, queries and qrels or default (or a dataset of its own, ow
 Both libraries are optional and imported when needed.
 """
 
+import functools
 import hashlib
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from synrank_jax.data import beir
-from synrank_jax.data.lines import Place, existing_file, identifier, read_objects, score
+from synrank_jax.data.lines import Place, existing_file, identifier, member, read_objects, score
 from synrank_jax.data.streams import Pair, Stream, Text, content_sha256
 from synrank_jax.errors import UserError
 
 HUB = "hub:"
+COMMIT = re.compile("[0-9a-f]{40}")
 BATCH_ROWS = 1024
 
 
@@ -57,42 +60,41 @@ def on_hub(path: str) -> bool:
 
 def hub_texts(path: str, part: str) -> Stream[Text]:
     """The configuration `corpus` or `queries` of a hub dataset, streamed."""
-    repo, revision = _hub_name(path)
+    dataset = _hub_dataset(path)
     return Stream(
-        f"hub {part}",
-        (),
-        lambda: _as_texts(_hub_rows(repo, revision, part, None), part),
-        _hub_commit(repo, revision),
+        f"hub {part}", (), lambda: _as_texts(_hub_rows(dataset, part, None), part), dataset.origin
     )
 
 
 def hub_pairs(path: str, split: str) -> Stream[Pair]:
     """The judgements of a split of a hub dataset, streamed."""
-    repo, revision = _hub_name(path)
-    configs = _ask("get_dataset_config_names", repo, revision=revision)
+    dataset = _hub_dataset(path)
+    configs = _ask("get_dataset_config_names", dataset)
     config = next((name for name in ("qrels", "default") if name in configs), None)
     if config is None:
-        repo, revision, config = f"{repo}-qrels", None, "default"
+        dataset, config = _hub_dataset(f"{HUB}{dataset.repo}-qrels"), "default"
     return Stream(
         f"hub qrels {split}",
         (),
-        lambda: _as_pairs(_hub_rows(repo, revision, config, split)),
-        _hub_commit(repo, revision),
+        lambda: _as_pairs(_hub_rows(dataset, config, split)),
+        dataset.origin,
     )
 
 
 def _as_texts(rows: Iterator[tuple[Place, dict[str, Any]]], part: str) -> Iterator[Text]:
     text_of = beir.document_text if part == "corpus" else beir.query_text
     for place, record in rows:
-        text_id = record.get("_id", record.get("id"))
-        yield Text(place, identifier(text_id, "_id", place), text_of(record, place))
+        name = next((name for name in ("_id", "id") if name in record), "_id")
+        text_id = identifier(member(record, name, place), name, place)
+        yield Text(place, text_id, text_of(record, place))
 
 
 def _as_pairs(rows: Iterator[tuple[Place, dict[str, Any]]]) -> Iterator[Pair]:
     for place, record in rows:
-        query_id = identifier(record.get("query-id"), "query-id", place)
-        doc_id = identifier(record.get("corpus-id"), "corpus-id", place)
-        yield Pair(place, query_id, doc_id, score(record.get("score"), "score", place))
+        query_id = identifier(member(record, "query-id", place), "query-id", place)
+        doc_id = identifier(member(record, "corpus-id", place), "corpus-id", place)
+        value = score(member(record, "score", place), "score", place)
+        yield Pair(place, query_id, doc_id, value)
 
 
 def _files(folder: Path, *patterns: str) -> tuple[Path, ...]:
@@ -116,53 +118,66 @@ def _parquet_rows(files: tuple[Path, ...]) -> Iterator[tuple[Place, dict[str, An
             raise UserError(f"{path}: cannot be read after row {row} ({error})") from error
 
 
-def _hub_name(path: str) -> tuple[str, str | None]:
+class _HubDataset(NamedTuple):
+    """revision: The commit that is read, whatever happens on the hub meanwhile.
+    origin: What stands for the content.
+    """
+
+    repo: str
+    revision: str | None
+    origin: str
+
+
+def _hub_dataset(path: str) -> _HubDataset:
     repo, _, revision = path.removeprefix(HUB).partition("@")
-    return repo, revision or None
-
-
-def _hub_rows(
-    repo: str, revision: str | None, config: str, split: str | None
-) -> Iterator[tuple[Place, dict[str, Any]]]:
-    splits = _ask("get_dataset_split_names", repo, config, revision=revision)
-    if split is None:
-        split = splits[0] if len(splits) == 1 else config
-    if split not in splits:
-        raise UserError(
-            f"{HUB}{repo}: configuration {config!r} has no split {split!r}; its splits are: "
-            f"{', '.join(splits)}"
-        )
-    rows = _ask("load_dataset", repo, config, split=split, revision=revision, streaming=True)
-    place = Path(f"{HUB}{repo}") / config / split
-    try:
-        for number, record in enumerate(rows, start=1):
-            yield Place(place, number), record
-    except Exception as error:  # see _ask
-        raise _unreachable(repo, error) from error
-
-
-def _hub_commit(repo: str, revision: str | None) -> str:
-    """What stands for the content: the commit, or the files where `repo` is a local folder."""
     folder = Path(repo)
-    if folder.is_dir():
+    if repo and folder.is_dir():  # `datasets` reads it in the same way
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         content = "".join(f"{path.relative_to(folder)} {content_sha256(path)}\n" for path in files)
-        return hashlib.sha256(content.encode()).hexdigest()
+        return _HubDataset(repo, None, hashlib.sha256(content.encode()).hexdigest())
+    commit = revision if COMMIT.fullmatch(revision) else _hub_commit(repo, revision or None)
+    return _HubDataset(repo, commit, f"{repo} {commit}")
+
+
+@functools.lru_cache
+def _hub_commit(repo: str, revision: str | None) -> str:
     from huggingface_hub import dataset_info
 
     try:
-        return f"{repo} {dataset_info(repo, revision=revision).sha}"
+        return str(dataset_info(repo, revision=revision).sha)
     except Exception as error:  # the hub client raises a dozen unrelated types
         raise _unreachable(repo, error) from error
 
 
-def _ask(function: str, repo: str, *args: Any, **options: Any) -> Any:
+def _hub_rows(
+    dataset: _HubDataset, config: str, split: str | None
+) -> Iterator[tuple[Place, dict[str, Any]]]:
+    splits = _ask("get_dataset_split_names", dataset, config)
+    if split is None:
+        split = splits[0] if len(splits) == 1 else config
+    if split not in splits:
+        raise UserError(
+            f"{HUB}{dataset.repo}: configuration {config!r} has no split {split!r}; its splits "
+            f"are: {', '.join(splits)}"
+        )
+    rows = _ask("load_dataset", dataset, config, split=split, streaming=True)
+    place = Path(f"{HUB}{dataset.repo}") / config / split
+    try:
+        for number, record in enumerate(rows, start=1):
+            yield Place(place, number), record
+    except Exception as error:  # see _ask
+        raise _unreachable(dataset.repo, error) from error
+
+
+def _ask(function: str, dataset: _HubDataset, *args: Any, **options: Any) -> Any:
     """Call a function of the library `datasets`."""
     datasets = _import("datasets", "datasets")
     try:
-        return getattr(datasets, function)(repo, *args, **options)
+        return getattr(datasets, function)(
+            dataset.repo, *args, revision=dataset.revision, **options
+        )
     except Exception as error:  # anything from its own errors to those of three HTTP clients
-        raise _unreachable(repo, error) from error
+        raise _unreachable(dataset.repo, error) from error
 
 
 def _unreachable(repo: str, error: Exception) -> UserError:
@@ -178,6 +193,6 @@ def _import(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"this source needs the package {package}; install it (pip install {package}), or "
-            "give the source as JSONL"
+            f"this source needs the package {package}; install it (pip install "
+            "'synrank-jax[sources]'), or give the source as JSONL"
         ) from error

@@ -218,21 +218,18 @@ class Mixture:
         Raises:
             UserError: they do not, or it is empty.
         """
-        texts = {
-            source.query(row, self.data.seed, draw): source.config.path
+        sources = {
+            source.query(row, self.data.seed, draw): source
             for source, row in zip(self.sources, query.rows, strict=True)
             if row >= 0
         }
-        if len(texts) > 1:
-            raise UserError(
-                f"data.sources: query {query.id!r} has different texts in "
-                f"{' and '.join(texts.values())}; rename it in one of them"
+        if len(sources) > 1 or "" in sources:
+            places = (source.locate_text("queries", query.id) for source in sources.values())
+            wrong = (
+                "is empty, but in a training list; give it a text or remove its judgements"
+                if "" in sources
+                else "has different texts; rename it in one of them"
             )
-        (text,) = texts
-        if not text:
-            source = self.sources[next(i for i, row in enumerate(query.rows) if row >= 0)]
-            raise UserError(
-                f"{source.locate_text('queries', query.id)}: the query {query.id!r} of a training "
-                "list is empty; give it a text or remove its judgements"
-            )
+            raise UserError(f"{' and '.join(places)}: query {query.id!r} {wrong}")
+        (text,) = sources
         return text

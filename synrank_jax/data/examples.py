@@ -20,25 +20,51 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from google.protobuf.message import DecodeError
 
 # The generated protos that tensorflow-datasets ships; the wire format is tf.train.Example's.
 from tensorflow_datasets.proto.tf_example_generated_pb2 import Example
 
+from synrank_jax.data.wire import Counts, Ints, decode_ints
 from synrank_jax.errors import UserError
 
-Ints = NDArray[np.int64]
+INT_FEATURES = (
+    "query_tokens",
+    "passage_numbers",
+    "passage_lengths",
+    "passage_tokens",
+    "grades",
+    "excluded_numbers",
+)
+# Lists decoded at once: larger temporary arrays than those would go back to the system after each
+# batch, and page faults would double the time.
+BLOCK = 32
 
 
-class TokenizedList(NamedTuple):
-    """What training reads of a list; the ids stay in the record (`decode_ids`)."""
+class TokenizedLists(NamedTuple):
+    """What training reads of B lists, one after the other; S is the sum of their sizes.
+
+    The ids stay in the records (`decode_ids`).
+    """
 
     query_tokens: Ints
-    passage_numbers: Ints
-    passage_lengths: Ints
+    """[sum of query_lengths]"""
+    query_lengths: Counts
+    """[B]"""
     passage_tokens: Ints
+    """[sum of passage_lengths]"""
+    passage_lengths: Ints
+    """[S]"""
+    passage_numbers: Ints
+    """[S]"""
     grades: Ints
+    """[S]"""
+    list_sizes: Counts
+    """[B]"""
     excluded_numbers: Ints
+    """[sum of excluded_counts]"""
+    excluded_counts: Counts
+    """[B]"""
 
 
 def encode_list(
@@ -69,19 +95,37 @@ def encode_list(
     return data
 
 
-def decode_list(data: bytes) -> TokenizedList:
-    """The integer features of a serialised list.
+def decode_lists(records: Sequence[bytes]) -> TokenizedLists:
+    """The integer features of B > 0 serialised lists.
 
     Raises:
-        UserError: the record is not a tf.Example of this schema.
+        UserError: a record is not a tf.Example of this schema.
     """
-    feature = _features(data)
-    arrays = [np.array(feature[name].int64_list.value, np.int64) for name in TokenizedList._fields]
-    decoded = TokenizedList(*arrays)
-    n = len(decoded.grades)
-    if not n == len(decoded.passage_numbers) == len(decoded.passage_lengths) > 0:
-        raise UserError("a record is not a tf.Example of a ranking list; prepare the data again")
-    return decoded
+    blocks = [records[start : start + BLOCK] for start in range(0, len(records), BLOCK)]
+    try:
+        decoded = [decode_ints(block, INT_FEATURES) for block in blocks]
+    except (DecodeError, OverflowError) as error:
+        raise _no_list(f" ({error})") from error
+    splits = [np.split(values, np.cumsum(counts.sum(axis=1))[:-1]) for values, counts in decoded]
+    parts = map(np.concatenate, zip(*splits, strict=True))
+    counts = np.concatenate([counts for _, counts in decoded], axis=1)
+    of = dict(zip(INT_FEATURES, parts, strict=True))
+    count = dict(zip(INT_FEATURES, counts, strict=True))
+    sizes = count["grades"]
+    one_of_each = all(
+        np.array_equal(sizes, count[name]) for name in ("passage_numbers", "passage_lengths")
+    )
+    if not one_of_each or not sizes.all() or of["passage_lengths"].min() < 0:
+        raise _no_list()
+    tokens = np.add.reduceat(of["passage_lengths"], np.cumsum(sizes) - sizes)
+    if not np.array_equal(tokens, count["passage_tokens"]):
+        raise _no_list()
+    return TokenizedLists(
+        **of,
+        query_lengths=count["query_tokens"],
+        list_sizes=sizes,
+        excluded_counts=count["excluded_numbers"],
+    )
 
 
 def decode_ids(data: bytes) -> tuple[str, list[str]]:
@@ -98,7 +142,9 @@ def decode_ids(data: bytes) -> tuple[str, list[str]]:
 def _features(data: bytes) -> Any:
     try:
         return Example.FromString(data).features.feature
-    except Exception as error:  # protobuf's own error class differs between its backends
-        raise UserError(
-            f"a record is not a tf.Example ({error}); prepare the data again"
-        ) from error
+    except DecodeError as error:
+        raise _no_list(f" ({error})") from error
+
+
+def _no_list(why: str = "") -> UserError:
+    return UserError(f"a record is not a tf.Example of a ranking list{why}; prepare the data again")

@@ -27,6 +27,7 @@ from synrank_jax.data.lines import (
     Place,
     existing_file,
     identifier,
+    member,
     read_lines,
     read_objects,
     read_table,
@@ -70,7 +71,7 @@ def _grouped(source: SourceConfig) -> Reader:
 
     def rows() -> Iterator[Pair]:
         for place, record in read_objects(file):
-            query_id = identifier(record.get("qid"), "qid", place)
+            query_id = identifier(member(record, "qid", place), "qid", place)
             doc_ids, scores = (_array(record, name, place) for name in ("docid", "score"))
             if len(doc_ids) != len(scores):
                 raise UserError(
@@ -88,7 +89,7 @@ def _tevatron(source: SourceConfig) -> Reader:
     def passages(record: dict[str, Any], place: Place) -> Iterator[tuple[str, str, float]]:
         for name, value in (("positive_passages", 1.0), ("negative_passages", 0.0)):
             for passage in _array(record, name, place):
-                doc_id = identifier(_member(passage, "docid", place), "docid", place)
+                doc_id = identifier(member(passage, "docid", place), "docid", place)
                 yield doc_id, beir.document_text(passage, place), value
 
     return _inline(source, passages)
@@ -97,8 +98,8 @@ def _tevatron(source: SourceConfig) -> Reader:
 def _lists(source: SourceConfig) -> Reader:
     def passages(record: dict[str, Any], place: Place) -> Iterator[tuple[str, str, float]]:
         for passage in _array(record, "passages", place):
-            doc_id = identifier(_member(passage, "id", place), "id", place)
-            grade = score(passage.get("grade"), "grade", place)
+            doc_id = identifier(member(passage, "id", place), "id", place)
+            grade = score(member(passage, "grade", place), "grade", place)
             yield doc_id, beir.document_text(passage, place), grade
 
     return _inline(source, passages)
@@ -113,11 +114,13 @@ def _inline(
 
     def records() -> Iterator[tuple[Place, dict[str, Any], str]]:
         for place, record in read_objects(file):
-            yield place, record, identifier(record.get("query_id"), "query_id", place)
+            yield place, record, identifier(member(record, "query_id", place), "query_id", place)
 
     def queries() -> Iterator[Text]:
         for place, record, query_id in records():
-            yield Text(place, query_id, string(record.get("query"), "query", place).strip())
+            yield Text(
+                place, query_id, string(member(record, "query", place), "query", place).strip()
+            )
 
     def documents() -> Iterator[Text]:
         for place, record, _ in records():
@@ -141,7 +144,7 @@ def _msmarco(source: SourceConfig) -> Reader:
     if not path.is_file():
         folder = collection_folder(source.path, "data.sources.path")
         return Reader(*_texts(source), _trec_qrels(folder, source.split))
-    if path.name.startswith(ID_TRIPLES):
+    if source.corpus or path.name.startswith(ID_TRIPLES):
         corpus = source.corpus or str(path.parent)
         texts = _texts(source.model_copy(update={"corpus": corpus}))
         return Reader(*texts, _triples(path, str))
@@ -183,6 +186,10 @@ def _triple_texts(path: Path) -> tuple[Stream[Text], Stream[Text]]:
     def texts(*places: int) -> Callable[[], Iterator[Text]]:
         def rows() -> Iterator[Text]:
             for place, cells in read_table(path, TRIPLE, header=False):
+                if all(map(str.isdecimal, cells)):
+                    raise UserError(
+                        f"{place}: these are ids, not texts; give corpus: the folder of their texts"
+                    )
                 for cell in (cells[index] for index in places):
                     yield Text(place, _text_id(cell), cell.strip())
 
@@ -256,25 +263,25 @@ def _jsonl(source: SourceConfig, within: str) -> Path:
     path = Path(source.path).expanduser()
     if path.is_file():
         return path
+    if path.suffix and not path.exists():
+        raise UserError(f"data.sources.path {source.path!r}: no such file")
     folder = collection_folder(source.path, "data.sources.path") / within
     name = f"{source.split}.jsonl"
     file = existing_file(folder, name)
     if file is None:
-        raise UserError(f"data.sources.path {source.path}: has no file {folder / name}")
+        there = sorted(path.name for path in folder.glob("*.jsonl*")) or ["none"]
+        raise UserError(
+            f"data.sources.path {source.path}: has no {Path(within) / name}; correct split, or "
+            f"give the file as path. JSONL files there: {', '.join(there)}"
+        )
     return file
 
 
 def _array(record: dict[str, Any], name: str, place: Place) -> list[Any]:
-    value = record.get(name)
+    value = member(record, name, place)
     if not isinstance(value, list):
         raise UserError(f"{place}: {name} must be a list, got {value!r}")
     return value
-
-
-def _member(passage: Any, name: str, place: Place) -> Any:
-    if not isinstance(passage, dict):
-        raise UserError(f"{place}: expected a passage {{{name}, text, ...}}, got {passage!r}")
-    return passage.get(name)
 
 
 FORMATS: dict[str, Callable[[SourceConfig], Reader]] = {

@@ -48,27 +48,27 @@ def open_file(path: Path, way_out: str = "") -> IO[bytes]:
         if path.suffix == ".gz":
             return io.BufferedReader(gzip.open(path, "rb"))
         if path.suffix == ".zst":
-            return _open_zstd(path)
+            return _zstd(path).open(path, "rb")  # type: ignore[no-any-return]
         return path.open("rb")
     except OSError as error:
         more = f"; {way_out}" if way_out else ""
         raise UserError(f"{path}: cannot be read ({error.strerror}){more}") from error
 
 
-def _open_zstd(path: Path) -> IO[bytes]:
+def _zstd(path: Path) -> Any:
+    # The standard library's reader (Python 3.14) for earlier versions. The package zstandard takes
+    # a file that is cut off for whole.
     try:
-        zstandard = importlib.import_module("zstandard")
+        return importlib.import_module("backports.zstd")
     except ImportError as error:
         raise UserError(
-            f"{path}: reading zstd needs the package zstandard; install it (pip install "
-            "zstandard), or decompress the file"
+            f"{path}: reading zstd needs the package backports.zstd; install it (pip install "
+            "'synrank-jax[sources]'), or decompress the file"
         ) from error
-    file: IO[bytes] = zstandard.open(path, "rb")
-    return file
 
 
 def read_lines(path: Path, way_out: str = "") -> Iterator[tuple[int, str]]:
-    r"""Line number and text of every line that is not blank, without its \r\n.
+    r"""Line number and text of every line that is not blank, without its \r\n or a byte-order mark.
 
     Raises:
         UserError: the file is missing, cut off or corrupt, or a line is not valid UTF-8.
@@ -78,7 +78,7 @@ def read_lines(path: Path, way_out: str = "") -> Iterator[tuple[int, str]]:
         try:
             # Bytes are cut at \n only: str.splitlines would also cut at U+2028 inside a text.
             for line, raw in enumerate(file, start=1):
-                text = raw.decode("utf-8").strip("\r\n")
+                text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip("\r\n")
                 if text.strip():
                     yield line, text
         except UnicodeDecodeError as error:
@@ -89,7 +89,7 @@ def read_lines(path: Path, way_out: str = "") -> Iterator[tuple[int, str]]:
         except (OSError, EOFError, zlib.error) as error:
             raise UserError(_corrupt(path, line, error)) from error
         except Exception as error:
-            if type(error).__name__ != "ZstdError":  # known only where zstandard is installed
+            if type(error).__name__ != "ZstdError":  # known only where its package is installed
                 raise
             raise UserError(_corrupt(path, line, error)) from error
 
@@ -143,6 +143,19 @@ def read_table(
                 f"({', '.join(columns)}), got {text[:200]!r}"
             )
         yield Place(path, line), cells
+
+
+def member(record: Any, name: str, place: Place) -> Any:
+    """A value of a record.
+
+    Raises:
+        UserError: the record is no object, or has no such key.
+    """
+    if not isinstance(record, dict):
+        raise UserError(f"{place}: expected an object with {name}, got {record!r}")
+    if name not in record:
+        raise UserError(f"{place}: has no {name!r}; what it has is: {', '.join(record)}")
+    return record[name]
 
 
 def identifier(value: Any, name: str, place: Place) -> str:

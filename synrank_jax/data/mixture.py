@@ -95,7 +95,7 @@ def assemble(
     if len(members) > data.list_size:
         raise RefusedError(
             f"the list of query {query_id!r} has {len(members)} passages, data.list_size is "
-            f"{data.list_size}; raise it or shorten the list, with take or score limits",
+            f"{data.list_size}; raise it, or give a source less of it, with take or score limits",
             members[0].source,
             None,
         )
@@ -159,8 +159,8 @@ def _grade(
     field = f"data.sources.{index}.grade"
     if grade is not None:
         reason = (
-            f"grade {grade} is not one of data.grades {list(grades)}; correct the judgement or the "
-            "config"
+            f"grade {grade} is not one of data.grades {list(grades)}; correct the judgement, or "
+            f"set {field} or data.grades"
         )
     elif isinstance(source.grade, dict):
         table = {f"{key:g}": value for key, value in source.grade.items()}

@@ -8,6 +8,7 @@ reads ahead in background threads.
 
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,24 +16,25 @@ import grain
 import numpy as np
 from numpy.typing import NDArray
 
-from synrank_jax.data.examples import TokenizedList, decode_list
+from synrank_jax.data.examples import TokenizedLists, decode_lists
 from synrank_jax.data.manifest import read_manifest, read_sizes, shard_paths, verify_shards
 from synrank_jax.data.packing import RowShape, RowShapes, needs, pack
 from synrank_jax.data.records import TFRecordSource
 from synrank_jax.errors import UserError
-from synrank_jax.types import Batch
+from synrank_jax.types import Batch, PackedTexts
 
 # Shapes are chosen for so many lists from the first step on: an epoch or more of most sets and all
 # of a small run, in half a second.
 SAMPLED_LISTS = 2**19
 SAMPLED_EPOCHS = 64
 CHUNK = 2**15
-# Decoding holds the interpreter lock, so more threads only add contention.
-READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+# Decoding holds the interpreter lock for a third of its time. On two cores a second thread made
+# reading a quarter slower (benchmarks/data.py), so it would only take time from training.
+READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 
 
 class PreparedLists:
-    """A prepared folder as a sequence of `TokenizedList`."""
+    """The lists of a prepared folder."""
 
     def __init__(self, folder: Path) -> None:
         """Open and verify the folder.
@@ -64,13 +66,14 @@ class PreparedLists:
         """Lists of one draw, which are the lists of an epoch."""
         return self.manifest.lists
 
-    def __getitem__(self, index: int) -> TokenizedList:
-        """Record number `index` of all draws, an IndexError past the last.
+    def read(self, indices: Sequence[int]) -> TokenizedLists:
+        """Records of all draws by number, in the order of `indices`.
 
         Raises:
-            UserError: the record is damaged; names shard and byte offset.
+            UserError: a record is damaged; names shard and byte offset.
+            IndexError: no such record.
         """
-        return decode_list(self._records[index])
+        return decode_lists([self._records[index] for index in indices])
 
 
 def batches(
@@ -186,10 +189,8 @@ class _Steps:
         shape = self._shapes.of(self._needs(ids)[0])
         own = self._pools.own(ids)
         rows = self._pools.rows // self._pools.shard_count * self._pools.pools
-        lists = [self._lists[index] for index in own.ravel().tolist()]
-        return _collate(
-            lists, own, rows, shape, self._lists.manifest.data.list_size, self._excluded
-        )
+        lists = self._lists.read(own.ravel().tolist())
+        return _collate(lists, own, rows, shape, self._list_size, self._excluded)
 
     def _ids(self, first: int, steps: int) -> NDArray[np.int64]:
         """Record numbers [steps, N Q] over all hosts; epoch e reads draw e % draws."""
@@ -220,17 +221,17 @@ class _Steps:
 
 
 def _spread(
-    flat: list[NDArray[np.int64]], fill: int, width: int
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Arrays of different lengths as rows of [B, width], and where they have values."""
-    where = np.arange(width) < np.array([len(values) for values in flat])[:, None]
-    filled = np.full(where.shape, fill)
-    filled[where] = np.concatenate(flat)
+    flat: NDArray[np.int32], counts: NDArray[np.int64], fill: int, width: int
+) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Values written one after the other as rows [B, width], and where they have values."""
+    where = np.arange(width) < counts[:, None]
+    filled = np.full(where.shape, fill, np.int32)
+    filled[where] = flat
     return filled, where
 
 
 def _collate(
-    lists: list[TokenizedList],
+    lists: TokenizedLists,
     sample_ids: NDArray[np.int64],
     rows: int,
     shape: RowShape,
@@ -238,31 +239,43 @@ def _collate(
     excluded: int,
 ) -> Batch:
     """One batch of B = N Q lists, without a Python loop over passages or tokens."""
-    grades, where = _spread([one.grades for one in lists], 0, list_size)
-    passage_lengths, _ = _spread([one.passage_lengths for one in lists], 0, list_size)
-    passage_ids, _ = _spread([one.passage_numbers for one in lists], -1, list_size)
-    excluded_ids, _ = _spread([one.excluded_numbers for one in lists], -1, excluded)
-    query_lengths = np.array([len(one.query_tokens) for one in lists])
-    lengths = np.column_stack([query_lengths, passage_lengths])
-    tokens = np.concatenate([t for one in lists for t in (one.query_tokens, one.passage_tokens)])
-    starts = (np.cumsum(lengths) - lengths.ravel()).reshape(rows, -1)
+    grades, where = _spread(lists.grades, lists.list_sizes, 0, list_size)
+    passage_lengths, _ = _spread(lists.passage_lengths, lists.list_sizes, 0, list_size)
+    passage_ids, _ = _spread(lists.passage_numbers, lists.list_sizes, -1, list_size)
+    excluded_ids, _ = _spread(lists.excluded_numbers, lists.excluded_counts, -1, excluded)
+    starts = np.column_stack(
+        [
+            _starts(lists.query_lengths),
+            len(lists.query_tokens) + _starts(passage_lengths.ravel()).reshape(-1, list_size),
+        ]
+    )
+    packed = pack(
+        np.concatenate([lists.query_tokens, lists.passage_tokens]),
+        starts.reshape(rows, -1),
+        np.column_stack([lists.query_lengths, passage_lengths]).reshape(rows, -1),
+        shape,
+    )
     pools, queries = sample_ids.shape
-    packed = pack(tokens, starts, lengths.reshape(rows, -1), shape)
-
-    def by_list(array: NDArray[Any]) -> NDArray[Any]:
-        return array.reshape(pools, queries, -1)
 
     def by_row(array: NDArray[Any]) -> NDArray[Any]:
         return array.reshape(pools, rows // pools, *array.shape[1:])
 
     return Batch(
-        texts=packed._replace(
-            **{name: by_row(getattr(packed, name)) for name in packed._fields if name != "blocks"},
+        texts=PackedTexts(
+            input_ids=by_row(packed.input_ids),
+            positions=by_row(packed.positions),
+            segment_ids=by_row(packed.segment_ids),
             blocks=tuple(map(by_row, packed.blocks)),
+            places=by_row(packed.places),
         ),
-        labels=by_list(grades.astype(np.float32)),
-        where=by_list(where),
-        passage_ids=by_list(passage_ids.astype(np.int32)),
-        excluded_ids=excluded_ids.astype(np.int32).reshape(pools, queries, excluded),
+        labels=grades.astype(np.float32).reshape(pools, queries, list_size),
+        where=where.reshape(pools, queries, list_size),
+        passage_ids=passage_ids.reshape(pools, queries, list_size),
+        excluded_ids=excluded_ids.reshape(pools, queries, excluded),
         sample_ids=sample_ids.astype(np.int32),
     )
+
+
+def _starts(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
+    starts: NDArray[np.int64] = np.cumsum(lengths, dtype=np.int64) - lengths
+    return starts

@@ -22,6 +22,7 @@ from synrank_jax.data.records import TFRecordSource
 from synrank_jax.data.shards import Job, ShardStamp, finished, stamp_file, write_shard, write_sizes
 from synrank_jax.data.sources import Cache
 from synrank_jax.data.survey import Plan, write_plan
+from synrank_jax.data.tfds_metadata import FEATURES_FILE, INFO_FILE, write_tfds_metadata
 from synrank_jax.errors import UserError
 from synrank_jax.files import atomic_write
 
@@ -29,7 +30,11 @@ INGEST_FOLDER = ".ingest"
 SIZES_NAME = "lists-train.sizes.npy"
 # Everything this module ever writes into the folder but the ingested sources, temporary files of a
 # killed run included.
-OUR_FILES = (MANIFEST_FILE, "lists-train.*", ".lists-train.*.tmp", f".{MANIFEST_FILE}.*.tmp")
+DESCRIPTIONS = (MANIFEST_FILE, INFO_FILE, FEATURES_FILE)
+OUR_FILES = (
+    *(*DESCRIPTIONS, "lists-train.*"),
+    *(f".{name}.*.tmp" for name in (*DESCRIPTIONS, "lists-train")),
+)
 
 
 def make_job(recipe: Recipe, tokenizer: Tokenizer, folder: Path) -> Job:
@@ -128,7 +133,7 @@ def _work(shard: int) -> ShardStamp:
 
 
 def finish(job: Job, done: Mapping[int, ShardStamp]) -> Manifest:
-    """Write the sizes and the manifest of all shards, and remove the stamps.
+    """Write the sizes, the descriptions and the manifest of all shards, and remove the stamps.
 
     Raises:
         UserError: a shard is damaged; the folder cannot be written, or the disk is full.
@@ -148,6 +153,7 @@ def finish(job: Job, done: Mapping[int, ShardStamp]) -> Manifest:
         sizes=write_sizes(folder, SIZES_NAME, np.concatenate(parts)),
         shards=tuple(stamp.shard for stamp in stamps),
     )
+    write_tfds_metadata(folder, manifest.shards)
     with atomic_write(folder / MANIFEST_FILE) as file:
         file.write(manifest.model_dump_json(indent=2).encode() + b"\n")
     for shard, stamp in done.items():

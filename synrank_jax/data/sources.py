@@ -138,15 +138,20 @@ class Source:
     def missing(self) -> dict[str, Missing]:
         """Pairs left out for naming an unknown query or document."""
         stamp = self._pairs.stamp
-        return {"query": stamp.missing_queries, "document": stamp.missing_documents}
+        missing = {"query": stamp.missing_queries, "document": stamp.missing_documents}
+        if self._excluded is not None:
+            stamp = self._excluded.stamp
+            missing["query in exclude.tsv"] = stamp.missing_queries
+            missing["document in exclude.tsv"] = stamp.missing_documents
+        return missing
 
     def locate(self, query_id: str, doc_id: str | None) -> str:
-        """FILE:LINE of a pair, or of the first pair of a query, for error messages."""
+        """FILE:LINE of a pair, wherever it is, or of the first of a query, for error messages."""
         pairs = open_reader(self.config).pairs
-        for pair in pairs.rows() if pairs else ():
-            if pair.query_id == query_id and doc_id in (None, pair.doc_id):
-                return str(pair.place)
-        return self.config.path
+        found = (pair for pair in (pairs.rows() if pairs else ()) if pair.query_id == query_id)
+        if doc_id is None:
+            return str(next(found).place)
+        return " and ".join(str(pair.place) for pair in found if pair.doc_id == doc_id)
 
     def locate_text(self, stream: Literal["queries", "documents"], text_id: str) -> str:
         """FILE:LINE of a text, for error messages."""
@@ -248,8 +253,8 @@ def source_sha256(config: SourceConfig) -> str:
 
 
 def _require_known(source: Source) -> None:
-    for what, missing in source.missing().items():
-        if missing.count:
+    for what in ("query", "document"):
+        if (missing := source.missing()[what]).count:
             raise UserError(
                 f"{missing.first_place}: {what} {missing.examples[0]!r} is not in the {what} texts "
                 f"of {source.config.path} ({among(missing.count, missing.examples)} unknown); add "

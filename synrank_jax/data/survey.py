@@ -99,7 +99,8 @@ def write_plan(folder: Path, mixture: Mixture) -> None:
     if not kept.any():
         raise UserError(
             f"data.sources: no list is left of {', '.join(s.path for s in mixture.data.sources)}; "
-            "check split, query subset, score limits, missing_queries and exclude.tsv"
+            "check split, query subset, score limits, missing_queries, exclude.tsv and what "
+            "allow_missing leaves out"
         )
     tally = survey.tally(len(entries), int(kept.sum()))
     for index, source in enumerate(tally.sources):
@@ -170,13 +171,18 @@ class _Survey:
                 self._require_same_text(member.document, table, row)
 
     def _require_same_text(self, number: int, table: int, row: int) -> None:
-        tables = self._mixture.documents.tables
-        other = tables[self._tables[number]]
-        doc_id = tables[table].id(row)
-        if other.text(int(other.find([doc_id])[0])) != tables[table].text(row):
+        mixture = self._mixture
+        owners = [self._tables[number], table]
+        first, second = (mixture.documents.tables[owner] for owner in owners)
+        doc_id = second.id(row)
+        if first.text(int(first.find([doc_id])[0])) != second.text(row):
+            places = (
+                mixture.sources[mixture.tables.index(owner)].locate_text("documents", doc_id)
+                for owner in owners
+            )
             raise UserError(
-                f"data.sources: document {doc_id!r} has different texts in two sources; rename it "
-                "in one of them"
+                f"{' and '.join(places)}: document {doc_id!r} has different texts; rename it in "
+                "one of them"
             )
 
     def _empty_passage(self, source: int, row: int) -> UserError:
@@ -184,7 +190,7 @@ class _Survey:
         doc_id = opened.documents.id(row)
         return UserError(
             f"{opened.locate_text('documents', doc_id)}: the passage {doc_id!r} of a training list "
-            "is empty; give it a text or remove its judgements"
+            "is empty; give it a text, remove its judgements or name them in exclude.tsv"
         )
 
     def tally(self, queries: int, lists: int) -> Tally:

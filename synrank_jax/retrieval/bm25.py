@@ -30,7 +30,7 @@ def load_bm25s() -> tuple[Any, Any]:
     except ImportError as error:
         raise UserError(
             f"BM25 needs bm25s and PyStemmer ({error}); "
-            "install the extra: pip install 'synrank-jax[bm25]'"
+            "install the extra: pip install 'synrank-jax[mine]'"
         ) from error
     finally:
         if hidden:

@@ -62,7 +62,7 @@ class Rules:
     min_score: float | None = None
     """Lowest score kept."""
     max_score: float | None = None
-    """Highest score kept."""
+    """Only scores below it are kept, as by the mixture's max_score."""
     margin: float | None = None
     """Keep score <= positive - margin."""
     max_relative: float | None = None
@@ -81,9 +81,9 @@ class Rules:
                 "from the first rank; raise --depth or lower --skip-top"
             )
         low, high = self.min_score, self.max_score
-        if low is not None and high is not None and low > high:
+        if low is not None and high is not None and low >= high:
             raise UserError(
-                f"--min-score {low:g}: is above --max-score {high:g}, so that no score is left; "
+                f"--min-score {low:g}: is not below --max-score {high:g}, so no score is left; "
                 "lower the one or raise the other"
             )
 
@@ -147,7 +147,7 @@ def mine_query(
             return Reason.SAME_TEXT
         if rules.min_score is not None and score < rules.min_score:
             return Reason.MIN_SCORE
-        if rules.max_score is not None and score > rules.max_score:
+        if rules.max_score is not None and score >= rules.max_score:
             return Reason.MAX_SCORE
         above = (reason for reason, highest in ceilings if score > highest)
         return next(above, Reason.PER_QUERY if len(kept) == rules.per_query else None)

@@ -69,10 +69,10 @@ def test_the_same_judgement_twice_counts_once_and_is_reported(tmp_path, caplog):
     [
         ('{"_id": "b", "text": ', "not valid JSON"),
         ("[1, 2]", "expected an object"),
-        ('{"text": "x"}', "_id must be a non-empty string, got None"),
+        ('{"text": "x"}', "has no '_id'; what it has is: text"),
         ('{"_id": "", "text": "x"}', "_id must be a non-empty string, got ''"),
         ('{"_id": true, "text": "x"}', "_id must be a non-empty string, got True"),
-        ('{"_id": "b"}', "text must be a string, got None"),
+        ('{"_id": "b"}', "has no 'text'; what it has is: _id"),
         ('{"_id": "b", "text": 3}', "text must be a string, got 3"),
         ('{"_id": "b", "title": 3, "text": "x"}', "title must be a string, got 3"),
         ('{"_id": "a", "text": "other"}', "id 'a' is written twice, with different texts"),

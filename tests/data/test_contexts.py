@@ -3,6 +3,7 @@
 import json
 import pickle
 
+import numpy as np
 import pytest
 
 from synrank_jax.config import DataConfig
@@ -62,6 +63,8 @@ def test_excluded_pairs_never_enter_a_list_and_are_counted(opened, collection):
     assert [p.doc_id for p in context.passages] == ["d3", "d2"]
     assert {mixture.documents.id(number) for number in context.excluded} == {"d1"}
     assert plan.tally.excluded_pairs == 2
+    missing = plan.tally.sources[0].missing["document in exclude.tsv"]
+    assert (missing.count, missing.examples) == (1, ("gone",))
 
 
 def test_exclusions_of_one_source_hold_for_all(contexts, collection):
@@ -107,8 +110,9 @@ def test_what_several_sources_have_for_a_query_is_one_list(contexts, collection)
 def test_a_document_has_one_number_whatever_table_it_comes_from(opened, collection):
     first = collection("a", corpus={"d1": "one", "d2": "two"}, qrels=[("q1", "d2", "3")])
     second = collection("b", corpus={"x": "ex", "d2": "two"}, qrels=[("q2", "d2", "1")])
-    third = collection("c", corpus={"x": "ex"}, qrels=[("q2", "x", "0")])
+    third = collection("c", corpus={"d2": "two", "x": "ex"}, qrels=[("q2", "x", "0")])
     mixture, plan = opened(data_of(first, second, third))
+    assert mixture.documents.numbers(2, np.array([0, 1])).tolist() == [1, 2]
     made = [mixture.context(mixture.query(entry), 0) for entry in plan.entries.tolist()]
     numbers = {(p.doc_id, p.number) for context in made for p in context.passages}
     assert numbers == {("d2", 1), ("x", 2)}
@@ -136,10 +140,10 @@ def test_a_pickled_mixture_is_small_and_makes_the_same_lists(opened, collection)
         ({"qrels": [("q1", "d1", "0.5")]}, "qrels/train.tsv:2", "score 0.5 is no grade"),
         (
             {"qrels": [("q1", "d1", "1"), ("q1", "d1", "2")]},
-            "qrels/train.tsv:2",
+            "qrels/train.tsv:3",
             "query 'q1', document 'd1': two grades for one document: 1 in data.sources.0 and 2 in",
         ),
-        ({"queries": {"q1": " ", "q2": "x"}}, "queries.jsonl:1", "the query 'q1' of a training"),
+        ({"queries": {"q1": " ", "q2": "x"}}, "queries.jsonl:1", "query 'q1' is empty"),
         (
             {"corpus": {"d4": "x", "d1": "", "d2": "y", "d3": "z"}},
             "corpus.jsonl:2",
@@ -210,7 +214,7 @@ def test_a_subset_naming_an_unknown_query_is_refused(opened, collection, tmp_pat
 def test_one_query_id_with_two_texts_is_refused(opened, collection):
     first = collection("a", {"q": "one"}, qrels=[("q", "d1", "1")])
     second = collection("b", {"q": "two"}, qrels=[("q", "d2", "1")])
-    with pytest.raises(UserError, match=r"query 'q' has different texts in .*a and .*b"):
+    with pytest.raises(UserError, match=r"a/queries\.jsonl:1 and .*b/queries\.jsonl:1: query 'q'"):
         opened(data_of(first, second))
 
 
@@ -218,7 +222,10 @@ def test_one_document_id_with_two_texts_is_refused_where_both_are_used(
     opened, contexts, collection
 ):
     used = collection("other", {"x": "another"}, {"d1": "not one"}, [("x", "d1", "2")])
-    with pytest.raises(UserError, match="document 'd1' has different texts"):
+    with pytest.raises(
+        UserError,
+        match=r"collection/corpus\.jsonl:1 and .*other/corpus\.jsonl:1: document 'd1' has",
+    ):
         opened(data_of(collection(), used))
     corpus = {"d1": "not one", "y": "why"}
     unused = collection("unused", {"x": "another"}, corpus, [("x", "y", "2")])

@@ -2,10 +2,13 @@
 
 import gzip
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from synrank_jax.config import SourceConfig
+from synrank_jax.data import columns
 from synrank_jax.data.formats import open_reader
 from synrank_jax.errors import UserError
 
@@ -72,23 +75,39 @@ def test_a_compressed_file_that_is_cut_off_is_refused(beir_folder):
         read(beir_folder)
 
 
-def test_zstd_is_read_where_its_package_is_installed(beir_folder):
+@pytest.fixture
+def packed(beir_folder):
+    """The corpus of `beir_folder`, to be written as zstd instead: its path and content."""
     path = beir_folder / "corpus.jsonl"
     content = path.read_bytes()
     path.unlink()
-    packed = beir_folder / "corpus.jsonl.zst"
-    try:
-        import zstandard
-    except ImportError:
-        packed.write_bytes(content)
-        with pytest.raises(UserError, match="needs the package zstandard"):
-            read(beir_folder)
-        return
-    packed.write_bytes(zstandard.compress(content))
+    return beir_folder / "corpus.jsonl.zst", content
+
+
+def test_zstd_is_read_through_all_its_frames_and_refused_where_it_is_cut_off(beir_folder, packed):
+    path, content = packed
+    zstd = pytest.importorskip("backports.zstd")
+    frames = [zstd.compress(line) for line in content.splitlines(keepends=True)]
+    path.write_bytes(b"".join(frames))
     assert read(beir_folder) == (QUERIES, DOCUMENTS, PAIRS)
-    packed.write_bytes(zstandard.compress(content)[:-5])
-    with pytest.raises(UserError, match=r"corpus\.jsonl\.zst: cannot be read after line"):
+    for broken in (b"".join(frames)[:-5], frames[0] + b"junk", b""):
+        path.write_bytes(broken)
+        with pytest.raises(UserError, match=r"corpus\.jsonl\.zst: cannot be read after line"):
+            read(beir_folder)
+
+
+def test_without_a_package_for_zstd_the_file_is_refused(beir_folder, packed, monkeypatch):
+    packed[0].write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "backports.zstd", None)
+    with pytest.raises(UserError, match=r"needs the package backports\.zstd; install it"):
         read(beir_folder)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(beir_folder):
+    for name in ("corpus.jsonl", "qrels/train.tsv"):
+        path = beir_folder / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read(beir_folder) == (QUERIES, DOCUMENTS, PAIRS)
 
 
 def test_grouped_lines_are_pairs_with_the_texts_of_another_folder(beir_folder, tmp_path):
@@ -108,8 +127,8 @@ def test_grouped_lines_are_pairs_with_the_texts_of_another_folder(beir_folder, t
     [
         ({"qid": 1, "docid": ["a"], "score": [1, 2]}, "docid has 1 entries, score has 2"),
         ({"qid": 1, "docid": "a", "score": [1]}, "docid must be a list, got 'a'"),
-        ({"qid": 1, "docid": ["a"]}, "score must be a list, got None"),
-        ({"docid": ["a"], "score": [1]}, "qid must be a non-empty string, got None"),
+        ({"qid": 1, "docid": ["a"]}, "has no 'score'; what it has is: qid, docid"),
+        ({"docid": ["a"], "score": [1]}, "has no 'qid'; what it has is: docid, score"),
         ({"qid": 1, "docid": [""], "score": [1]}, "docid must be a non-empty string, got ''"),
         ({"qid": 1, "docid": ["a"], "score": ["x"]}, "score must be a finite number, got 'x'"),
         ('{"qid": 1, "docid": ["a"], "score": [NaN]}', "score must be a finite number, got nan"),
@@ -137,11 +156,11 @@ def test_tevatron_positives_score_1_and_negatives_0(tmp_path):
     expected = ({"1": "first query"}, DOCUMENTS, [("1", "7", 1.0), ("1", "d8", 0.0)])
     assert read(file, format="tevatron") == expected
     assert read(file.parent, format="tevatron") == expected
-    with pytest.raises(UserError, match=r"has no file .*dev\.jsonl"):
+    with pytest.raises(UserError, match=r"has no dev\.jsonl; .* JSONL files there: train\.jsonl"):
         read(file.parent, format="tevatron", split="dev")
     del line["negative_passages"]
     write(file, line)
-    with pytest.raises(UserError, match=r"train\.jsonl:1: negative_passages must be a list"):
+    with pytest.raises(UserError, match=r"train\.jsonl:1: has no .negative_passages.;"):
         read(file, format="tevatron")
 
 
@@ -152,10 +171,12 @@ def test_lists_carry_their_grades(tmp_path):
     expected = ({"1": "first query"}, {"7": "one two", "d8": "x"}, [("1", "7", 3), ("1", "d8", 0)])
     assert read(file, format="lists") == expected
     write(file, line, {**line, "passages": ["text"]})
-    with pytest.raises(UserError, match=r"lists\.jsonl:2: expected a passage \{id, text, \.\.\.\}"):
+    with pytest.raises(UserError, match=r"lists\.jsonl:2: expected an object with id, got 'text'"):
         read(file, format="lists")
     write(file, {**line, "passages": [{"id": "7", "text": "x"}]})
-    with pytest.raises(UserError, match=r"lists\.jsonl:1: grade must be a finite number, got None"):
+    with pytest.raises(
+        UserError, match=r"lists\.jsonl:1: has no 'grade'; what it has is: id, text"
+    ):
         read(file, format="lists")
 
 
@@ -183,6 +204,13 @@ def test_msmarco_triples_of_ids_score_1_and_0(msmarco):
     file = write(msmarco / "qidpidtriples.train.tsv", "1\t7\t8", "1\t7\t8", "2\t8\t7")
     pairs = [("1", "7", 1.0), ("1", "8", 0.0), ("1", "8", 0.0), ("2", "8", 1.0), ("2", "7", 0.0)]
     assert read(file, format="msmarco") == (*MSMARCO_TEXTS, pairs)
+
+
+def test_triples_of_ids_under_another_name_need_the_folder_of_their_texts(msmarco):
+    file = write(msmarco / "mine.tsv", "1\t7\t8")
+    with pytest.raises(UserError, match=r"mine\.tsv:1: these are ids, not texts; give corpus"):
+        read(file, format="msmarco")
+    assert read(file, format="msmarco", corpus=str(msmarco))[2] == [("1", "7", 1), ("1", "8", 0)]
 
 
 def test_msmarco_triples_of_texts_are_their_own_collection(tmp_path):
@@ -288,6 +316,60 @@ def test_a_hub_dataset_is_streamed(tmp_path):
     assert open_reader(SourceConfig(path=f"hub:{folder}")).sha256() != before
 
 
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub with one dataset, whose branch main moves on after every question."""
+    streams = {part: iter(rows) for part, rows in PARTS.items()}
+    asked = []
+
+    def info(repo, revision):
+        asked.append(revision)
+        return SimpleNamespace(sha=f"{len(asked):040x}")
+
+    def load(repo, config, split, revision, streaming):
+        assert streaming
+        asked.append(revision)
+        return streams[config]
+
+    fake = SimpleNamespace(
+        get_dataset_config_names=lambda repo, revision: list(PARTS),
+        get_dataset_split_names=lambda repo, config, revision: ["train"],
+        load_dataset=load,
+    )
+    monkeypatch.setattr("huggingface_hub.dataset_info", info)
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    columns._hub_commit.cache_clear()
+    yield SimpleNamespace(streams=streams, asked=asked)
+    columns._hub_commit.cache_clear()
+
+
+def test_a_hub_dataset_is_read_at_one_commit_and_a_row_at_a_time(hub):
+    reader = open_reader(SourceConfig(path="hub:owner/name"))
+    first = next(reader.documents.rows())
+    assert (first.id, str(first.place)) == ("7", "hub:owner/name/corpus/train:1")
+    assert next(hub.streams["corpus"])["_id"] == "d8"  # not read ahead
+    assert len(list(reader.queries.rows())) == 2
+    assert hub.asked == [None, f"{1:040x}", f"{1:040x}"]
+    assert open_reader(SourceConfig(path="hub:owner/name")).sha256() == reader.sha256()
+
+
+def test_a_hub_dataset_named_with_its_commit_is_not_asked_for_it(hub):
+    reader = open_reader(SourceConfig(path=f"hub:owner/name@{'ab' * 20}"))
+    assert len(list(reader.pairs.rows())) == 3
+    assert hub.asked == ["ab" * 20]
+
+
+def test_a_hub_dataset_that_breaks_off_is_one_message(hub):
+    def rows():
+        yield PARTS["corpus"][0]
+        raise ConnectionResetError("gone")
+
+    hub.streams["corpus"] = rows()
+    reader = open_reader(SourceConfig(path="hub:owner/name"))
+    with pytest.raises(UserError, match=r"owner/name: the hub could not .*ResetError: gone"):
+        list(reader.documents.rows())
+
+
 def test_a_hub_dataset_out_of_reach_is_one_message():
     pytest.importorskip("datasets")
     with pytest.raises(UserError, match="hub:no/such: the hub could not give this dataset"):
@@ -300,6 +382,10 @@ def test_a_source_without_texts_says_where_they_may_come_from(tmp_path, beir_fol
         read(file, format="grouped")
     with pytest.raises(UserError, match=r"data\.sources\.corpus 'nowhere': no such folder"):
         read(file, format="grouped", corpus="nowhere")
+    with pytest.raises(UserError, match=r"bm25\.jsonl': a file, but this must be a folder"):
+        read(file)
+    with pytest.raises(UserError, match=r"nowhere\.jsonl': no such file"):
+        read("nowhere.jsonl", format="grouped")
     # Documents of its own, queries of another folder.
     (beir_folder / "queries.jsonl").rename(tmp_path / "queries.jsonl")
     assert read(beir_folder, corpus=str(tmp_path)) == (QUERIES, DOCUMENTS, PAIRS)

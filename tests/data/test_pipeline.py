@@ -48,7 +48,7 @@ def test_excluded_documents_reach_the_batch_by_number_and_hosts_agree_on_the_wid
     contexts[5] = contexts[5]._replace(excluded=(*others, "of-no-list"))
     lists = PreparedLists(prepare(contexts)[0])
     (batch,) = stream(lists, 1)
-    numbers = lists[2].passage_numbers.tolist()
+    numbers = lists.read([2]).passage_numbers.tolist()
     width = len(numbers)
     assert batch.excluded_ids.shape == (2, 4, width)
     for sample, excluded in zip(
@@ -130,9 +130,9 @@ def test_the_hosts_rows_together_are_the_one_host_batch(lists, hosts):
 
 def test_a_host_reads_only_its_own_records(lists, monkeypatch):
     read = []
-    getitem = PreparedLists.__getitem__
+    read_lists = PreparedLists.read
     monkeypatch.setattr(
-        PreparedLists, "__getitem__", lambda self, i: read.append(i) or getitem(self, i)
+        PreparedLists, "read", lambda self, ids: read.extend(ids) or read_lists(self, ids)
     )
     source = batches(
         lists, seed=3, global_batch_size=8, pool_size=4, rows=4, shard_index=1, shard_count=2

@@ -11,7 +11,7 @@ from example_contexts import make_contexts
 
 from synrank_jax.data import manifest as manifest_module
 from synrank_jax.data import shards as shards_module
-from synrank_jax.data.examples import decode_ids, decode_list
+from synrank_jax.data.examples import decode_ids, decode_lists
 from synrank_jax.data.manifest import (
     Recipe,
     read_manifest,
@@ -37,10 +37,10 @@ def test_record_i_is_list_i(prepare):
     for record, context in zip(records, contexts, strict=True):
         doc_ids = [passage.doc_id for passage in context.passages]
         assert decode_ids(record) == (context.query_id, doc_ids)
-        assert decode_list(record).grades.tolist() == [p.grade for p in context.passages]
+        assert decode_lists([record]).grades.tolist() == [p.grade for p in context.passages]
         words = [len(p.text.split()) for p in context.passages]
-        assert decode_list(record).passage_lengths.tolist() == [n + 2 for n in words]
-        assert decode_list(record).query_tokens[:2].tolist() == [1, 502]  # [CLS] and the prompt
+        assert decode_lists([record]).passage_lengths.tolist() == [n + 2 for n in words]
+        assert decode_lists([record]).query_tokens[:2].tolist() == [1, 502]  # [CLS] and the prompt
 
 
 def test_equal_documents_have_equal_numbers_over_all_shards(prepare):
@@ -48,7 +48,7 @@ def test_equal_documents_have_equal_numbers_over_all_shards(prepare):
     pairs = set()
     for record in records_of(folder, manifest):
         pairs |= set(
-            zip(decode_ids(record)[1], decode_list(record).passage_numbers.tolist(), strict=True)
+            zip(decode_ids(record)[1], decode_lists([record]).passage_numbers.tolist(), strict=True)
         )
     assert (
         len(pairs) == len({doc for doc, _ in pairs}) == len({number for _, number in pairs}) == 11
@@ -104,6 +104,8 @@ def test_preparing_again_removes_our_old_files_and_no_others(prepare):
     prepare(shards=1)
     assert sorted(path.name for path in folder.iterdir()) == [
         ".ingest",
+        "dataset_info.json",
+        "features.json",
         "lists-train.sizes.npy",
         "lists-train.tfrecord-00000-of-00001",
         "manifest.json",
@@ -219,7 +221,7 @@ def test_records_of_a_later_draw_follow_those_of_the_first(prepare):
     assert manifest.grade_counts == Counter(
         grade
         for record in records_of(folder, manifest)
-        for grade in decode_list(record).grades.tolist()
+        for grade in decode_lists([record]).grades.tolist()
     )
 
 

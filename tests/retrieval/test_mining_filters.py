@@ -66,8 +66,8 @@ def test_what_is_judged_is_removed_whatever_its_grade_and_the_rest_is_best_first
         ({"depth": 5}, "d1 d3 d5"),  # ranks count judged documents
         ({"skip_top": 2, "depth": 7}, "d3 d5 d7"),
         ({"per_query": 2}, "d1 d3"),
-        ({"min_score": 5.0}, "d1 d3 d5"),  # bounds are inclusive
-        ({"max_score": 5.0}, "d5 d7 d8"),
+        ({"min_score": 5.0}, "d1 d3 d5"),  # inclusive
+        ({"max_score": 5.0}, "d7 d8"),  # exclusive
         # The highest positive has score 8.
         ({"margin": 0.0}, "d3 d5 d7 d8"),
         ({"margin": 3.0}, "d5 d7 d8"),
@@ -96,7 +96,7 @@ def test_without_a_ranked_positive_there_is_nothing_to_be_below() -> None:
     assert result.documents == []
     assert result.none_because == Reason.NO_POSITIVE
     assert result.removed == {Reason.JUDGED: 1, Reason.NO_POSITIVE: 7}
-    assert kept(judged={"d9": 1, "d1": 0}, max_score=4.0) == "d6 d7 d8"
+    assert kept(judged={"d9": 1, "d1": 0}, max_score=4.0) == "d7 d8"
 
 
 def test_excluded_pairs_and_asked_for_self_matches_are_removed() -> None:
@@ -165,7 +165,7 @@ def test_every_rank_in_range_is_kept_or_counted_and_no_kept_one_is_above_the_pos
     ("rules", "message"),
     [
         ({"depth": 5, "skip_top": 5}, "--skip-top 5: leaves nothing of --depth 5"),
-        ({"min_score": 2.0, "max_score": 1.0}, "--min-score 2: is above --max-score 1"),
+        ({"min_score": 2.0, "max_score": 2.0}, "--min-score 2: is not below --max-score 2"),
     ],
 )
 def test_rules_that_keep_nothing_are_refused(rules: dict[str, Any], message: str) -> None:
@@ -225,7 +225,7 @@ def term(documents_with: int, count: int, length: int) -> float:
 
 @pytest.fixture(scope="module")
 def index() -> bm25.Bm25:
-    pytest.importorskip("bm25s", reason="needs the extra bm25")
+    pytest.importorskip("bm25s", reason="needs the extra mine")
     return bm25.Bm25(CORPUS)
 
 
@@ -254,7 +254,7 @@ def test_bm25_cuts_at_depth_but_not_between_equals_and_adds_what_is_asked_for(
 
 
 def test_bm25_of_documents_without_words_is_refused() -> None:
-    pytest.importorskip("bm25s", reason="needs the extra bm25")
+    pytest.importorskip("bm25s", reason="needs the extra mine")
     with pytest.raises(UserError, match="none of the 2 documents has a word"):
         bm25.Bm25({"d1": "", "d2": "of the"})
 
@@ -262,12 +262,12 @@ def test_bm25_of_documents_without_words_is_refused() -> None:
 @pytest.mark.parametrize("missing", ["bm25s", "Stemmer"])
 def test_missing_bm25_names_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(UserError, match=r"pip install 'synrank-jax\[bm25\]'"):
+    with pytest.raises(UserError, match=r"pip install 'synrank-jax\[mine\]'"):
         bm25.load_bm25s()
 
 
 def test_bm25_leaves_jax_and_so_the_accelerator_alone() -> None:
-    pytest.importorskip("bm25s", reason="needs the extra bm25")
+    pytest.importorskip("bm25s", reason="needs the extra mine")
     code = (
         "import sys, synrank_jax.mine\n"
         "assert 'bm25s' not in sys.modules, 'not lazy'\n"
@@ -285,7 +285,7 @@ def test_bm25_leaves_jax_and_so_the_accelerator_alone() -> None:
 def test_bm25_is_the_reference_baseline(shared_data: Path, name: str) -> None:
     from synrank_jax.data import beir
 
-    pytest.importorskip("bm25s", reason="needs the extra bm25")
+    pytest.importorskip("bm25s", reason="needs the extra mine")
     folder = shared_data / name
     queries, qrels = beir.read_queries(folder), beir.read_qrels(folder, "test")
     index = bm25.Bm25(beir.read_corpus(folder))
@@ -298,7 +298,7 @@ def test_bm25_is_the_reference_baseline(shared_data: Path, name: str) -> None:
 def test_share_of_unjudged_relevant_documents_is_as_documented(shared_data: Path) -> None:
     from synrank_jax.data import beir
 
-    pytest.importorskip("bm25s", reason="needs the extra bm25")
+    pytest.importorskip("bm25s", reason="needs the extra mine")
     folder = shared_data / "nfcorpus"
     documents, queries = beir.read_corpus(folder), beir.read_queries(folder)
     index, rng = bm25.Bm25(documents), random.Random(0)
