@@ -17,10 +17,10 @@ quickstart-full: $(READY)
 	$(BIN)/python -m synrank_jax.quickstart --full $(if $(FRESH),--fresh)
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Apache Beam and TensorFlow, each in an environment of its own.
 test-interop: .venv-tensorflow/.ready .venv-beam/.ready

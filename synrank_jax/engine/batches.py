@@ -1,5 +1,6 @@
 """Host batches to sharded device arrays."""
 
+import itertools
 from collections.abc import Iterator
 
 import jax
@@ -20,10 +21,11 @@ def to_devices(batch: Batch, mesh: Mesh) -> Batch:
 
 
 def on_devices(host_batches: Iterator[Batch], mesh: Mesh) -> Iterator[tuple[Batch, Batch]]:
-    """(host batch, device batch) pairs.
+    """(host batch, device batch) pairs of an endless stream, the next always on its way.
 
-    Steps are dispatched asynchronously, so reading and transferring the next batch overlaps the
-    computation of the current one; decoding runs in the pipeline's own threads.
+    A step therefore never waits for a transfer, even if its metrics are fetched before the next
+    begins; reading and decoding run ahead in the pipeline's own threads.
     """
-    for batch in host_batches:
-        yield batch, to_devices(batch, mesh)
+    pairs = ((batch, to_devices(batch, mesh)) for batch in host_batches)
+    for pair, _ in itertools.pairwise(pairs):
+        yield pair

@@ -128,6 +128,30 @@ def test_the_hosts_rows_together_are_the_one_host_batch(lists, hosts):
             np.testing.assert_array_equal(np.concatenate(pieces, axis=1), expected)
 
 
+@pytest.mark.parametrize("before", [1, 2, 4])
+@pytest.mark.parametrize("after", [1, 2, 4])
+def test_stopping_on_some_hosts_and_resuming_on_others_reads_the_same(lists, before, after):
+    """Every step has its lists, and where the number of hosts is equal every host its own order."""
+
+    def on(hosts, first, steps):
+        streams = [
+            stream(lists, steps, start_step=first, shard_index=host, shard_count=hosts)
+            for host in range(hosts)
+        ]
+        return [
+            [batch.sample_ids.tolist() for batch in of_step]
+            for of_step in zip(*streams, strict=True)
+        ]
+
+    whole = on(before, 0, 7)
+    for stop in range(1, 7):
+        resumed = on(before, 0, stop) + on(after, stop, 7 - stop)
+        for step, expected in zip(resumed, whole, strict=True):
+            assert sorted(np.ravel(step)) == sorted(np.ravel(expected))
+        if before == after:
+            assert resumed == whole
+
+
 def test_a_host_reads_only_its_own_records(lists, monkeypatch):
     read = []
     read_lists = PreparedLists.read
