@@ -11,16 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from synrank_jax.data.examples import INT_FEATURES
 from synrank_jax.data.manifest import SCHEMA_VERSION, FileStamp
 from synrank_jax.files import write_text
 
 INFO_FILE, FEATURES_FILE = "dataset_info.json", "features.json"
 ANY_LENGTH = "-1"
-# The schema of `data.examples`; beside these, query_id is one text and passage_ids several.
-INTS = (
-    *("query_tokens", "passage_numbers", "passage_lengths", "passage_tokens"),
-    *("grades", "excluded_numbers"),
-)
 
 
 def write_tfds_metadata(folder: Path, shards: Sequence[FileStamp]) -> None:
@@ -53,7 +49,7 @@ def _lists() -> dict[str, Any]:
     ints = {"dtype": "int64", "shape": {"dimensions": [ANY_LENGTH]}}
     text = _feature("text_feature.Text", text={})
     ids = _feature("sequence_feature.Sequence", sequence={"feature": text, "length": ANY_LENGTH})
-    arrays = dict.fromkeys(INTS, _feature("tensor_feature.Tensor", tensor=ints))
+    arrays = dict.fromkeys(INT_FEATURES, _feature("tensor_feature.Tensor", tensor=ints))
     return {"features": arrays | {"query_id": text, "passage_ids": ids}}
 
 

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from synrank_jax.data.examples import decode_ids, decode_lists, encode_list
+from synrank_jax.data.examples import INT_FEATURES, decode_ids, decode_lists, encode_list
 from synrank_jax.data.manifest import read_manifest, shard_paths
 from synrank_jax.data.pipeline import PreparedLists
 from synrank_jax.data.records import TFRecordSource
-from synrank_jax.data.tfds_metadata import INTS
 from synrank_jax.files import file_sha256
 
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: make test-interop")
@@ -35,7 +34,7 @@ def ours(folder):
 def values_of(record):
     query_id, passage_ids = decode_ids(record)
     lists = decode_lists([record])
-    return {name: getattr(lists, name).tolist() for name in INTS} | {
+    return {name: getattr(lists, name).tolist() for name in INT_FEATURES} | {
         "query_id": query_id,
         "passage_ids": passage_ids,
     }
@@ -43,8 +42,8 @@ def values_of(record):
 
 def plain(example):
     """An example that TensorFlow read, as plain values."""
-    assert all(example[name].dtype == np.int64 for name in INTS)
-    return {name: example[name].tolist() for name in INTS} | {
+    assert all(example[name].dtype == np.int64 for name in INT_FEATURES)
+    return {name: example[name].tolist() for name in INT_FEATURES} | {
         "query_id": example["query_id"].decode(),
         "passage_ids": [doc_id.decode() for doc_id in example["passage_ids"]],
     }
@@ -52,7 +51,7 @@ def plain(example):
 
 def parse(serialized):
     """`tf.io.parse_single_example` with the documented schema."""
-    features = {name: tf.io.RaggedFeature(tf.int64) for name in INTS}
+    features = {name: tf.io.RaggedFeature(tf.int64) for name in INT_FEATURES}
     features["passage_ids"] = tf.io.RaggedFeature(tf.string)
     features["query_id"] = tf.io.FixedLenFeature([], tf.string)
     return tf.io.parse_single_example(serialized, features)
