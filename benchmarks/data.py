@@ -30,6 +30,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -157,7 +158,8 @@ class Lists:
     def prepare(self) -> tuple[float, dict[str, float]]:
         """Seconds, and peaks in MB of the memory of all processes, of preparing anew."""
         command = [sys.executable, "-m", "synrank_jax.prepare", "--config", str(self.config)]
-        command += ["--workers", "2", "--overwrite"]
+        command += ["--workers", "2"]
+        shutil.rmtree(self.prepared, ignore_errors=True)  # the ingested sources, too
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         peaks: dict[str, float] = {}
@@ -177,7 +179,7 @@ class Lists:
 
 
 def watch_memory(process: "subprocess.Popen[bytes]", peaks: dict[str, float]) -> None:
-    """Sum over a process and its descendants, ten times a second, and note the highest sums.
+    """Sum over a process and its descendants, every second, and note the highest sums.
 
     `anonymous` is memory of their own; `Pss` adds the pages of mapped files that they have read,
     which the system takes back when it needs them, each counted once.
@@ -194,7 +196,7 @@ def watch_memory(process: "subprocess.Popen[bytes]", peaks: dict[str, float]) ->
             sums["Pss"] += sizes.get("Pss:", 0)
         for name, size in sums.items():
             peaks[name] = max(peaks.get(name, 0), size)
-        time.sleep(0.1)
+        time.sleep(1)
 
 
 def descendants(pid: int) -> list[int]:
