@@ -5,6 +5,7 @@ Building reads a stream once; in memory stay hashes and offsets, about 40 bytes 
 
 import hashlib
 import itertools
+import mmap
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from synrank_jax.files import map_file
 
 Rows = NDArray[np.int32]
 CHUNK_ROWS = 2**16
+# Texts read between two releases of a map's pages, which would all count as memory of the process.
+RELEASE_TEXTS = 512
 
 
 class _Texts:
@@ -29,6 +32,7 @@ class _Texts:
         self._ids, self._texts = map_file(folder / "ids"), map_file(folder / "texts")
         self._id_ends = map_array(folder / "id_ends", np.int64)
         self._text_ends = map_array(folder / "text_ends", np.int64)
+        self._reads = 0
 
     def __len__(self) -> int:
         return len(self._id_ends) - 1
@@ -39,6 +43,9 @@ class _Texts:
 
     def text(self, row: int) -> str:
         """Text of a row."""
+        self._reads += 1
+        if self._reads % RELEASE_TEXTS == 0 and isinstance(self._texts, mmap.mmap):
+            self._texts.madvise(mmap.MADV_DONTNEED)  # they stay in the system's cache
         return self._texts[self._text_ends[row] : self._text_ends[row + 1]].decode()
 
     def empty(self) -> NDArray[np.bool_]:
