@@ -60,8 +60,8 @@ def main() -> None:
     expected = None
     contenders = {}
     for name, (encode, batch, _) in sides.items():
-        run, embed = compiled(structure, encode, target)
-        embeddings = np.asarray(embed(params, batch))
+        run = compiled(structure, encode, target)
+        embeddings = np.asarray(run(params, batch)[0][1])
         expected = embeddings if expected is None else expected
         assert np.abs(embeddings - expected).max() <= TOLERANCE, name
         contenders[name] = lambda run=run, batch=batch: jax.block_until_ready(run(params, batch))
@@ -92,16 +92,14 @@ def tokens_of_lists(model: Any, path: str, queries: int) -> list[np.ndarray]:
     return tokenize_texts(load_tokenizer(model), texts, "", LENGTH)
 
 
-def compiled(structure: Any, encode: Any, target: jax.Array) -> tuple[Any, Any]:
-    """(value and gradient of a loss, embeddings) as compiled functions of weights and batch."""
+def compiled(structure: Any, encode: Any, target: jax.Array) -> Any:
+    """((loss, embeddings), gradient) as a compiled function of weights and batch."""
 
-    def embed(params: Params, batch: Any) -> jax.Array:
-        return encode(merge_model(structure, params), batch)
+    def loss(params: Params, batch: Any) -> tuple[jax.Array, jax.Array]:
+        embeddings = encode(merge_model(structure, params), batch)
+        return jnp.sum(embeddings * target), embeddings
 
-    def loss(params: Params, batch: Any) -> jax.Array:
-        return jnp.sum(embed(params, batch) * target)
-
-    return jax.jit(jax.value_and_grad(loss)), jax.jit(embed)
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 def padded(texts: list[np.ndarray]) -> Side:
