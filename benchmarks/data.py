@@ -29,7 +29,6 @@ in --folder, if given, and found there again.
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -42,14 +41,13 @@ from typing import Any
 
 import yaml
 from data_lists import write_lists
-from rich.console import Console
+from machine import console, print_machine
 from rich.table import Table
 
 SIDES = Path(__file__).with_name("data_sides.py")
 BATCH_SIZE = 64
 PREPARE_WORDS = 0.81  # 159 tokens -> 130
 BARE_PASSAGES = 200_000
-console = Console(width=120)
 
 
 class Side:
@@ -100,9 +98,7 @@ def main() -> None:
     parser.add_argument("--trove-python", help="interpreter with ir-trove")
     parser.add_argument("--st-python", help="interpreter with sentence-transformers and accelerate")
     args = parser.parse_args()
-    load = " ".join(f"{value:.1f}" for value in os.getloadavg())
-    console.print(f"{processor()}, {os.cpu_count()} cores, load {load}, {platform.platform()}")
-    console.print(f"Python {platform.python_version()}")
+    print_machine("synrank-jax", "grain", "numpy", "protobuf", "tokenizers")
     with tempfile.TemporaryDirectory() as temporary:
         os.environ |= {"HF_HOME": temporary, "TROVE_CACHE_DIR": temporary, "HF_HUB_OFFLINE": "1"}
         folder = args.folder or Path(temporary)
@@ -119,12 +115,6 @@ def main() -> None:
 def versions(side: Side) -> str:
     """Packages of a contender."""
     return ", ".join(f"{name} {version}" for name, version in side.about["versions"].items())
-
-
-def processor() -> str:
-    """Name of the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
 
 
 class Lists:
@@ -230,7 +220,8 @@ def read(lists: Lists, args: argparse.Namespace) -> None:
             if name.endswith(" 2 workers"):
                 time.sleep(2)
     for name, side in sides.items():
-        console.print(f"{name}: {versions(side)}")
+        if not name.endswith(" 2 workers"):
+            console.print(f"{name}: {versions(side)}")
         side.close()
     ours = statistics.median(rates["synrank_jax"])
     table = Table(
@@ -296,7 +287,6 @@ def prepare(lists: Lists, rounds: int) -> None:
     for row in rows.items():
         table.add_row(*row)
     console.print(table)
-    console.print(f"{versions(bare)}, {versions(reader)}")
 
 
 if __name__ == "__main__":

@@ -107,12 +107,12 @@ def pack(
     rows, count = lengths.shape
     order = np.argsort(lengths, axis=1, kind="stable")
     # Narrow numbers: what this takes is the time that memory needs.
-    texts = np.take_along_axis(lengths, order, axis=1).astype(np.int32)
-    begins = np.cumsum(lengths, axis=1, dtype=np.int32) - texts
+    ordered = np.take_along_axis(lengths, order, axis=1).astype(np.int32)
+    begins = np.cumsum(ordered, axis=1, dtype=np.int32) - ordered
     starts = np.take_along_axis(starts, order, axis=1)
     input_ids, positions = (np.zeros((rows, shape.tokens), np.int32) for _ in range(2))
     segment_ids = np.full((rows, shape.tokens), -1, np.int32)
-    for row, of_texts in enumerate(texts):
+    for row, of_texts in enumerate(ordered):
         place = np.arange(of_texts.sum(), dtype=np.int32)
         source = place + np.repeat(starts[row] - begins[row], of_texts)
         input_ids[row, : len(place)] = tokens[source]
@@ -122,7 +122,7 @@ def pack(
         input_ids=input_ids,
         positions=positions,
         segment_ids=segment_ids,
-        blocks=tuple(_blocks(begins, texts, shape.widths)),
+        blocks=tuple(_blocks(begins, ordered, shape.widths)),
         places=np.argsort(order, axis=1).astype(np.int32),
     )
 
