@@ -12,15 +12,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from synrank_jax.data.tokenize import padded_length
 from synrank_jax.types import PackedTexts
 
 Ints = NDArray[np.int64]
 
 # More blocks waste less attention and compile longer; by measurement (benchmarks/packing.py).
 BLOCKS = 5
-# A row's tokens and a block's width are rounded up to these.
+# A row's tokens are rounded up to this; a block's width as padded rows are.
 TOKEN_MULTIPLE = 64
-WIDTH_MULTIPLE = 32
 # Row lengths offered: these quantiles of what steps need, if they differ by more than the share.
 QUANTILES = (0.25, 0.5, 0.75, 1.0)
 SHARE = 0.02
@@ -83,7 +83,7 @@ class RowShapes:
 
     def _rounded(self, widths: Ints) -> list[int]:
         # A block of nothing but masked passages still has a width.
-        return [min(_up(max(width, 1), WIDTH_MULTIPLE), self._limit) for width in widths.tolist()]
+        return [padded_length(max(width, 1), self._limit) for width in widths.tolist()]
 
 
 def _up(value: int, multiple: int) -> int:
