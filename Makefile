@@ -19,8 +19,13 @@ quickstart-full: $(READY)
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-test-all: lint
+test-all: lint .venv/.plan
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The slow tests compile for TPUs, with a compiler of half a gigabyte that nothing else here needs.
+.venv/.plan: $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c requirements.lock 'jax[tpu]'
+	touch $@
 
 # Apache Beam and TensorFlow, each in an environment of its own.
 test-interop: .venv-tensorflow/.ready .venv-beam/.ready

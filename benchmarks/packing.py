@@ -27,6 +27,7 @@ from synrank_jax.data.tokenize import pad, padded_length, tokenize_texts
 from synrank_jax.engine.state import Params, merge_model, split_model
 from synrank_jax.hub import collection_folder, model_folder
 from synrank_jax.models.dual_encoder import DualEncoder
+from synrank_jax.models.numerics import Numerics
 from synrank_jax.models.packing import Layout
 from synrank_jax.models.pretrained import load_encoder
 from synrank_jax.types import PackedTexts
@@ -51,7 +52,7 @@ def main() -> None:
     print_machine("jax", "jaxlib", "flax", "numpy")
     folder = model_folder(args.model)
     texts = tokens_of_lists(folder, args.lists, args.queries)
-    encoder = load_encoder(folder, compute_dtype="float32", dropout=0.0)
+    encoder = load_encoder(folder, Numerics())
     structure, params = split_model(DualEncoder(encoder, "mean", normalize=True))
     sides = {"padded": padded(texts), f"rows of {ROW}": masked_rows(texts)}
     sides |= {f"packed, {count} blocks": packed(texts, count) for count in BLOCKS}
@@ -158,8 +159,7 @@ def masked_rows(texts: list[np.ndarray]) -> Side:
 
     def encode(model: DualEncoder, batch: PackedTexts) -> jax.Array:
         segments = batch.segment_ids
-        same = segments[:, :, None] == segments[:, None, :]
-        whole = Layout(lambda x: [x], lambda parts: parts[0], [same], None, [None])
+        whole = Layout(lambda x: [x], lambda parts: parts[0], [segments], False, None, [None])
         hidden = model.encoder.packed(batch, whole)
         with mock.patch.object(type(model.encoder), "packed", return_value=hidden):
             embedded = model.encode_packed(batch)

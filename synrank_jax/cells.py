@@ -19,8 +19,8 @@ from synrank_jax.contract import contract_of_folder
 from synrank_jax.data.manifest import read_manifest
 from synrank_jax.encoders import load_encoder
 from synrank_jax.engine.checkpoint import CHECKPOINTS
-from synrank_jax.engine.monitor import NonFiniteError
 from synrank_jax.engine.runfolder import claim
+from synrank_jax.engine.updates import BadUpdateError
 from synrank_jax.errors import UserError
 from synrank_jax.evaluate import METRICS_FILE, evaluate_collection, read_collection, write_results
 from synrank_jax.experiment import Cell
@@ -117,7 +117,7 @@ class Runner:
             print(f"\n== {cell.arm} {cell.name}: {', '.join(todo)}", flush=True)
             try:
                 self._train_and_evaluate(cell, todo)
-            except NonFiniteError as error:
+            except BadUpdateError as error:
                 logger.warning("%s %s failed: %s", cell.arm, cell.name, error)
                 write_text(cell.folder / FAILED_FILE, f"{error}\n")
         shutil.rmtree(cell.folder / CHECKPOINTS, ignore_errors=True)

@@ -3,13 +3,18 @@
 import argparse
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from synrank_jax.config import Config
 from synrank_jax.config_file import load_config, to_yaml
-from synrank_jax.errors import UserError
+from synrank_jax.errors import HostLostError, UserError
 
+EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
+# Saved, or a host was lost: the same command goes on. Launch scripts restart on these two only.
+EXIT_PREEMPTED = 75
+EXIT_HOST_LOST = 76
 EXIT_INTERRUPTED = 130
 
 
@@ -44,14 +49,25 @@ def parsed_config(args: argparse.Namespace) -> Config:
     return config
 
 
+def report(error: BaseException) -> int:
+    """Print what ended a command to stderr; returns the exit code that belongs to it."""
+    match error:
+        case SystemExit(code=int(code)):
+            return code
+        case UserError():
+            print(f"error: {error}", file=sys.stderr)
+            return EXIT_HOST_LOST if isinstance(error, HostLostError) else EXIT_USER_ERROR
+        case KeyboardInterrupt():
+            print("interrupted", file=sys.stderr)
+            return EXIT_INTERRUPTED
+    traceback.print_exception(error)
+    return EXIT_FAILURE
+
+
 def run_command(main: Callable[[Sequence[str] | None], None]) -> None:
     """Run a command's main: a UserError becomes one message and exit code 2, Ctrl-C 130."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
         main(None)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(EXIT_USER_ERROR) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(EXIT_INTERRUPTED) from None
+    except (UserError, KeyboardInterrupt) as error:
+        raise SystemExit(report(error)) from None

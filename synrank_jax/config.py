@@ -38,6 +38,14 @@ class ModelConfig(Section):
     """Precision of the encoder's matmuls. Weights, softmax, norms and losses stay float32."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout rate of hidden states and attention during training."""
+    attention: Literal["auto", "plain", "cudnn", "splash"] = "auto"
+    """Attention kernel: `plain` einsums anywhere, `cudnn` flash attention on NVIDIA GPUs, `splash`
+    on TPUs. The kernels cannot drop attention weights. `auto` chooses what the device can do."""
+    remat: Literal["none", "dots", "layer"] = "none"
+    """What the backward pass computes again to save memory: nothing, all but the matmuls of a
+    layer, or whole layers."""
+    scan_layers: bool = False
+    """Compile one layer and loop over it: compiles faster, computes slower on CPU."""
 
 
 class EncodingConfig(Section):
@@ -345,12 +353,17 @@ class OptimizerConfig(Section):
 
 
 class MeshConfig(Section):
-    """Device mesh. The batch is split over data x fsdp, weights and optimizer state over fsdp."""
+    """Device mesh. The batch is split over data x fsdp, weights and optimizer state over
+    fsdp x tensor.
+    """
 
     data: Annotated[int, Field(ge=-1)] = -1
-    """Data-parallel groups; -1: all devices that fsdp leaves."""
+    """Data-parallel groups; -1: all devices that fsdp and tensor leave."""
     fsdp: PositiveInt = 1
-    """Devices that share one copy of the weights."""
+    """Devices that share one copy of the weights and compute different lists."""
+    tensor: PositiveInt = 1
+    """Devices that share one copy of the weights and compute the same lists, each some of the
+    attention heads and hidden units."""
 
     @model_validator(mode="after")
     def _data_not_zero(self) -> Self:
@@ -374,14 +387,31 @@ class TrainConfig(Section):
     """Queries per optimizer step, over all devices."""
     pool_size: PositiveInt | None = None
     """Queries per loss pool; divides global_batch_size. Null: the whole batch is one pool."""
+    encode_chunk_size: PositiveInt | None = None
+    """Queries (with their lists) that a device encodes at once; the rest of its share of a pool
+    follows. Loss and gradient stay the same, memory falls, a second forward pass is added (gradient
+    caching). Null: the whole share at once."""
     log_every: PositiveInt = 1
     """Steps between flushes of the metrics (every step is recorded)."""
     save_every: PositiveInt | None = None
     """Steps between checkpoints; null: only the last step."""
     keep_checkpoints: PositiveInt = 2
     """Checkpoints kept, newest first."""
+    keep_best: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Further checkpoints kept: those with the lowest training loss since the one before."""
+    skip_updates: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Updates with a non-finite loss or gradient, or a loss spike, that the run may leave out; one
+    more stops it."""
+    spike_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
+    """A loss above this multiple of its running mean is a spike; null: none is."""
+    stall_timeout: PositiveFloat = 600.0
+    """Seconds without a completed step, on several hosts, after which the run stops and names the
+    hosts that are late. Compilation does not count."""
     tensorboard: bool = True
     """Write TensorBoard events beside the JSONL metrics."""
+    wandb_project: str | None = None
+    """Also log to this Weights & Biases project (wandb extra; its key comes from the
+    environment)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -110,8 +110,13 @@ def resolve_contract(config: Config) -> EncodingContract:
     return contract_of_folder(folder, config.encoding)
 
 
-def contract_of_folder(folder: Path, encoding: EncodingConfig) -> EncodingContract:
-    """As `resolve_contract`, for a local model folder."""
+def contract_of_folder(
+    folder: Path, encoding: EncodingConfig, digest: str | None = None
+) -> EncodingContract:
+    """As `resolve_contract`, for a local model folder.
+
+    Given the tokenizer's hash, whatever it is, the folder needs no tokenizer.
+    """
     declared = declared_encoding(folder)
     values: dict[str, Any] = {}
     for name in ("pooling", "normalize", "similarity", "query_prompt", "passage_prompt"):
@@ -129,7 +134,8 @@ def contract_of_folder(folder: Path, encoding: EncodingConfig) -> EncodingContra
             raise UserError(
                 f"encoding.{name}: {values[name]} is more than the encoder's {positions} positions"
             )
-    digest = tokenizer_sha256(load_tokenizer(folder))
+    if digest is None:
+        digest = tokenizer_sha256(load_tokenizer(folder))
     try:
         return EncodingContract(**values, tokenizer_sha256=digest)
     except pydantic.ValidationError as error:

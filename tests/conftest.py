@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tiny_words import WORDS
 
 if TYPE_CHECKING:
     from synrank_jax.config import Config
@@ -43,11 +44,6 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the collections of {SHARED_DATA} are not on this machine")
     return SHARED_DATA
-
-
-WORDS = [
-    f"{first}{second}" for first in "bdfgklmnprst" for second in ("al", "er", "in", "os", "um")
-]
 
 
 @pytest.fixture(scope="session")

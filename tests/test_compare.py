@@ -19,8 +19,8 @@ from synrank_jax.cells import FAILED_FILE
 from synrank_jax.config import Config
 from synrank_jax.contract import resolve_contract
 from synrank_jax.engine.checkpoint import CHECKPOINTS
-from synrank_jax.engine.monitor import NonFiniteError
 from synrank_jax.engine.runfolder import locked
+from synrank_jax.engine.updates import BadUpdateError
 from synrank_jax.errors import UserError
 from synrank_jax.experiment import Study
 from synrank_jax.retrieval.comparison import Report
@@ -284,7 +284,7 @@ def test_a_training_that_diverges_fails_alone_and_only_once(desk: Desk, monkeypa
     def diverge(config: Config) -> None:
         if config.loss.infonce:
             desk.trained.append("diverged")
-            raise NonFiniteError("step 2: loss nan")
+            raise BadUpdateError("step 2: loss nan")
         fake(config)
 
     monkeypatch.setattr(train, "run", diverge)

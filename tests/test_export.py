@@ -26,6 +26,7 @@ from synrank_jax.errors import UserError
 from synrank_jax.hub import model_folder
 from synrank_jax.model_card import fenced, model_card, plain, source_license
 from synrank_jax.models.dual_encoder import DualEncoder
+from synrank_jax.models.numerics import Numerics
 from synrank_jax.models.pretrained import WEIGHTS_FILE, load_encoder, read_tensors
 from synrank_jax.retrieval.result import EvaluationResult
 
@@ -41,7 +42,7 @@ def minilm_contract(**changes: Any) -> EncodingContract:
 
 
 def dual_encoder(folder: Path, contract: EncodingContract) -> DualEncoder:
-    encoder = load_encoder(folder, compute_dtype="float32", dropout=0.0)
+    encoder = load_encoder(folder, Numerics())
     return DualEncoder(encoder, contract.pooling, contract.normalize)
 
 
@@ -139,7 +140,7 @@ def test_exported_folder_carries_the_contract_and_can_start_a_training(
     assert tokenizer_sha256(load_tokenizer(exported_minilm)) == contract.tokenizer_sha256
     lengths = EncodingConfig(query_length=24, passage_length=32)
     assert contract_of_folder(exported_minilm, lengths) == contract
-    load_encoder(exported_minilm, compute_dtype="float32", dropout=0.0)
+    load_encoder(exported_minilm, Numerics())
 
 
 def test_export_holds_no_more_than_it_should(exported_minilm: Path) -> None:

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-COMMANDS = ("mine", "prepare", "train", "export", "evaluate", "quickstart", "compare", "audit")
+MAIN = ("mine", "prepare", "plan", "train", "export", "evaluate")
+COMMANDS = (*MAIN, "quickstart", "compare", "audit")
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

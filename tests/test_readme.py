@@ -50,7 +50,7 @@ def test_every_field_is_described_but_adams_own():
 
 
 @pytest.mark.parametrize(
-    "path", re.findall(r"`((?:configs|synrank_jax|tests)/[\w./]+)`", README.read_text())
+    "path", re.findall(r"`((?:configs|launch|synrank_jax|tests)/[\w./]+)`", README.read_text())
 )
 def test_files_named_in_the_readme_exist(path: str):
     assert (ROOT / path).exists()

@@ -70,6 +70,10 @@ class RowShapes:
                 self._tokens.pop()  # too close to be worth a compilation
             self._tokens.append(tokens)
 
+    def longest(self) -> RowShape:
+        """The largest of the shapes chosen."""
+        return RowShape(self._tokens[-1], tuple(self._widths))
+
     def of(self, need: Ints) -> RowShape:
         """The smallest shape for a step that needs [1 + G].
 

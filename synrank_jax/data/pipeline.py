@@ -121,6 +121,14 @@ def batches(
     return iter(grain.MapDataset.source(steps)[start_step:].to_iter_dataset(READ_OPTIONS))
 
 
+def longest_rows(
+    lists: PreparedLists, *, seed: int, global_batch_size: int, pool_size: int, rows: int
+) -> RowShape:
+    """The largest shape that `batches` of the same arguments gives its rows."""
+    pools = _Pools(global_batch_size // pool_size, pool_size, rows, 0, 1)
+    return _Steps(lists, seed, pools).shapes.longest()
+
+
 @functools.lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, lists: int) -> NDArray[np.int64]:
     """The permutation [lists] of an epoch, a pure function of its arguments.
@@ -178,7 +186,7 @@ class _Steps:
         longest = max(contract.query_length, contract.passage_length)
         self._list_size = lists.manifest.data.list_size
         self._excluded = lists.most_excluded()
-        self._shapes = RowShapes(self._sampled_needs(), longest)
+        self.shapes = RowShapes(self._sampled_needs(), longest)
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -186,7 +194,7 @@ class _Steps:
     def __getitem__(self, step: int) -> Batch:
         ids = self._ids(step, 1)
         # The whole step decides the shapes: every host must choose the same ones.
-        shape = self._shapes.of(self._needs(ids)[0])
+        shape = self.shapes.of(self._needs(ids)[0])
         own = self._pools.own(ids)
         rows = self._pools.rows // self._pools.shard_count * self._pools.pools
         lists = self._lists.read(own.ravel().tolist())

@@ -15,7 +15,7 @@ from synrank_jax.contract import resolve_contract
 from synrank_jax.data.pipeline import PreparedLists, batches
 from synrank_jax.engine.compilation import use_compilation_cache
 from synrank_jax.engine.encoding import load_model
-from synrank_jax.engine.state import merge_model, split_model
+from synrank_jax.engine.state import Params, merge_model, split_model
 from synrank_jax.engine.step import (
     encode_lists,
     item_keys,
@@ -25,7 +25,7 @@ from synrank_jax.engine.step import (
 from synrank_jax.errors import UserError
 from synrank_jax.losses.pool import own_list_target_mass
 from synrank_jax.models.dual_encoder import similarity
-from synrank_jax.types import Batch
+from synrank_jax.types import Batch, PackedTexts
 
 IN_BATCH = "in-batch"
 ENCODED_AT_ONCE = 16
@@ -115,7 +115,11 @@ def score_lists(config: Config, lists: PreparedLists, count: int) -> Scored:
     lists.manifest.contract.require_equal(contract, config.data.prepared, "this configuration")
     batch = _first_lists(config, lists, count)
     structure, params = split_model(load_model(config.model, contract))
-    encode = jax.jit(lambda params, part: encode_lists(merge_model(structure, params), part))
+
+    def encode_rows(params: Params, texts: PackedTexts, keys: jax.Array | None) -> jax.Array:
+        return merge_model(structure, params).encode_packed(texts, keys)
+
+    encode = jax.jit(lambda params, part: encode_lists(encode_rows, params, part))
     parts = [encode(params, part) for part in _parts(batch, count)]
     query, passages = (jnp.concatenate(side)[:count] for side in zip(*parts, strict=True))
     flat = passages.reshape(-1, passages.shape[-1])

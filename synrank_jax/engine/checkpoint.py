@@ -6,6 +6,8 @@ is the step itself: which lists step k reads is a pure function of (seed, k).
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +15,25 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from synrank_jax.config import Config
 from synrank_jax.config_file import validate_config
 from synrank_jax.contract import EncodingContract
+from synrank_jax.engine.integrity import (
+    HALF_WRITTEN,
+    first_line,
+    newest_whole,
+    remove_half_written,
+)
 from synrank_jax.engine.state import LOG_TEMPERATURE, Params, TrainState
 from synrank_jax.errors import UserError
 
 CHECKPOINTS = "checkpoints"
 
-# Orbax reports every save at INFO and warns about restores we ask for on purpose.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax reports every save at INFO, warns about restores we ask for on purpose, and prints a stack
+# for each thread of a failed save, which we turn into one error.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
@@ -49,43 +59,89 @@ class Checkpoints:
 
     def __init__(self, run: Path, config: Config, contract: EncodingContract, data_sha256: str):
         self._config, self._contract, self._data_sha256 = config, contract, data_sha256
+        self.folder = (run / CHECKPOINTS).absolute()
+        train = config.train
         self._manager = ocp.CheckpointManager(
-            (run / CHECKPOINTS).absolute(),
+            self.folder,
             item_handlers=_handlers(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=config.train.keep_checkpoints),
+            options=ocp.CheckpointManagerOptions(
+                best_fn=_loss,  # else the metrics are not stored
+                preservation_policy=AnyPreservationPolicy(
+                    [
+                        LatestN(train.keep_checkpoints),
+                        BestN(
+                            get_metric_fn=_loss,
+                            reverse=True,
+                            n=train.keep_best,
+                            keep_checkpoints_without_metrics=False,
+                        ),
+                    ]
+                ),
+            ),
         )
+        self._failed = False
 
-    def latest_step(self) -> int | None:
-        """Completed steps of the newest whole checkpoint; None before the first."""
-        step: int | None = self._manager.latest_step()
-        return step
+    def save(self, step: int, state: TrainState, loss: float) -> None:
+        """Start writing the state after `step` updates; a kill leaves no half checkpoint behind.
 
-    def save(self, step: int, state: TrainState) -> None:
-        """Start writing the state after `step` updates; a kill leaves no half checkpoint behind."""
+        Args:
+            step: Completed updates.
+            state: What they made.
+            loss: Mean loss since the last checkpoint; the lowest are kept longer.
+
+        Raises:
+            UserError: this or the last one cannot be written.
+        """
         meta = {
             "step": step,
             "config": self._config.model_dump(mode="json"),
             "contract": self._contract.model_dump(mode="json"),
             "data_sha256": self._data_sha256,
         }
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave(state.opt_state),
-                meta=ocp.args.JsonSave(meta),
-            ),
-        )
+        with self._errors_named():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(state.params),
+                    optimizer=ocp.args.StandardSave(state.opt_state),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+                metrics={"loss": loss},
+            )
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """The state after `step` updates, laid out as `abstract` says (any mesh)."""
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(abstract.params),
-                optimizer=ocp.args.StandardRestore(abstract.opt_state),
-            ),
-        )
+        """The state after `step` updates, laid out as `abstract` says (any mesh).
+
+        Raises:
+            UserError: it is the state of another model, or of another version of this program.
+        """
+        folder = self.folder / str(step)
+        stored = {
+            name: leaf.shape for name, leaf in self._manager.item_metadata(step)["params"].items()
+        }
+        wanted = {name: leaf.shape for name, leaf in abstract.params.items()}
+        for name in sorted(stored.keys() | wanted.keys()):
+            there, here = stored.get(name, "missing"), wanted.get(name, "missing")
+            if there != here:
+                raise UserError(
+                    f"{folder}: weight {name} is {there} there and {here} in model.path "
+                    f"{self._config.model.path}: a checkpoint of another model; set another "
+                    "train.output"
+                )
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardRestore(abstract.params),
+                    optimizer=ocp.args.StandardRestore(abstract.opt_state),
+                ),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{folder}: its optimizer state is not that of this version "
+                f"({first_line(error)}); finish the run with the version that began it, or set "
+                "another train.output"
+            ) from error
         counter = jax.device_put(np.int32(step), abstract.step.sharding)
         return TrainState(restored["params"], restored["optimizer"], counter)
 
@@ -98,9 +154,43 @@ class Checkpoints:
         return stored
 
     def close(self) -> None:
-        """Wait for the writes under way."""
-        self._manager.wait_until_finished()
+        """Wait for the writes under way.
+
+        Raises:
+            UserError: the last one could not be written.
+        """
+        if self._failed:
+            return  # said before
+        with self._errors_named():
+            self._manager.wait_until_finished()
         self._manager.close()
+
+    @contextmanager
+    def _errors_named(self) -> Iterator[None]:
+        """One error for a full disk and the like; what it left half-written is removed."""
+        try:
+            yield
+        except TimeoutError:
+            raise  # of a wait for other hosts
+        except (OSError, ValueError) as error:
+            self._failed = True
+            half = [path.name.partition(".")[0] for path in self.folder.glob(HALF_WRITTEN)]
+            remove_half_written(self.folder)
+            raise UserError(
+                f"the checkpoint of step {', '.join(half)} cannot be written to {self.folder} "
+                f"({first_line(error)}); make room or see to the folder, then run the same "
+                "command again"
+            ) from error
+
+
+def size_bytes(state: TrainState) -> int:
+    """Bytes of a checkpoint of such a state, or shapes of one, before compression."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
+def _loss(metrics: Any) -> float:
+    loss: float = metrics["loss"]
+    return loss
 
 
 def _handlers() -> dict[str, Any]:
@@ -149,8 +239,7 @@ def load_trained(path: Path) -> Trained:
 
 
 def _newest(run: Path) -> Path:
-    with ocp.CheckpointManager(run / CHECKPOINTS, item_handlers=_handlers()) as manager:
-        step = manager.latest_step()
+    step = newest_whole(run / CHECKPOINTS, ("params",))
     if step is None:
         raise UserError(f"{run}: no checkpoint yet; run train until it has saved one")
     return run / CHECKPOINTS / str(step)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import jax
 import numpy as np
 import numpy.typing as npt
 
@@ -15,7 +16,9 @@ from synrank_jax.engine.compilation import use_compilation_cache
 from synrank_jax.engine.state import merge_model, split_model
 from synrank_jax.engine.step import make_encode_step
 from synrank_jax.hub import model_folder
+from synrank_jax.models.attention import choose_kernel
 from synrank_jax.models.dual_encoder import DualEncoder
+from synrank_jax.models.numerics import Numerics
 from synrank_jax.models.pretrained import load_encoder
 from synrank_jax.types import Tokens
 
@@ -67,20 +70,46 @@ class JaxEncoder:
         return np.asarray(self._encode(self._params, Tokens(ids, mask))[: len(rows)])
 
 
-def load_model(config: ModelConfig, contract: EncodingContract) -> DualEncoder:
-    """The pretrained dual encoder of a configuration, weights in float32."""
-    encoder = load_encoder(
-        model_folder(config.path, config.revision),
-        compute_dtype=config.compute_dtype,
-        dropout=config.dropout,
-    )
+def load_model(
+    config: ModelConfig, contract: EncodingContract, platform: str | None = None
+) -> DualEncoder:
+    """The pretrained dual encoder of a configuration, weights in float32.
+
+    Args:
+        config: the model section.
+        contract: pooling, normalisation and lengths.
+        platform: where it will compute; default: JAX' default here.
+
+    Raises:
+        UserError: no such model, or an attention kernel that the platform cannot run.
+    """
+    platform = jax.default_backend() if platform is None else platform
+    folder = model_folder(config.path, config.revision)
+    encoder = load_encoder(folder, numerics_of(config, contract, platform))
     return DualEncoder(encoder, contract.pooling, contract.normalize)
+
+
+def numerics_of(config: ModelConfig, contract: EncodingContract, platform: str) -> Numerics:
+    """How the encoder of a configuration computes on a platform.
+
+    Raises:
+        UserError: an attention kernel that the platform cannot run.
+    """
+    dtype, dropout = config.compute_dtype, config.dropout
+    longest = max(contract.query_length, contract.passage_length)
+    attention = choose_kernel(config.attention, platform, dtype, dropout, longest)
+    return Numerics(dtype, dropout, attention, config.remat, config.scan_layers)
+
+
+def _for_encoding(config: ModelConfig) -> ModelConfig:
+    """Without what only training needs; a model may be used elsewhere than it was trained."""
+    return config.model_copy(update={"attention": "auto", "dropout": 0.0, "remat": "none"})
 
 
 def load_trained_model(path: Path) -> tuple[DualEncoder, EncodingContract, ModelConfig, int]:
     """Model, contract, model section and step of a run folder or checkpoint."""
     trained = load_trained(path)
-    structure, _ = split_model(load_model(trained.config.model, trained.contract))
+    structure, _ = split_model(load_model(_for_encoding(trained.config.model), trained.contract))
     model = merge_model(structure, dict(trained.params))
     return model, trained.contract, trained.config.model, trained.step
 
@@ -96,4 +125,4 @@ def pretrained_encoder(
 ) -> JaxEncoder:
     """Encoder of a pretrained model, untrained by us."""
     folder = model_folder(config.path, config.revision)
-    return JaxEncoder(load_model(config, contract), contract, folder, batch_size)
+    return JaxEncoder(load_model(_for_encoding(config), contract), contract, folder, batch_size)

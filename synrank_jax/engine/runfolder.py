@@ -1,13 +1,15 @@
 """The run folder: one process at a time, one configuration for its whole life."""
 
 import fcntl
+import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from synrank_jax.config import Config
+from synrank_jax.config import Config, TrainConfig
 from synrank_jax.config_file import load_config, to_yaml
 from synrank_jax.contract import CONTRACT_FILE, EncodingContract
 from synrank_jax.data.manifest import Manifest
@@ -17,17 +19,23 @@ from synrank_jax.files import write_text
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = "lock"
 
-# What may change between a run and its resumption: it moves no weight.
+# What may change between a run and its resumption: it moves no weight, or only by rounding.
 FREE = {
+    "model": {"attention", "remat", "scan_layers"},
     # The prepared data has a fingerprint of its own.
     "data": {
         *("prepared", "shards", "sources", "duplicates", "missing_queries"),
         *("draws", "seed", "allow_missing"),
     },
-    "train": {"output", "log_every", "save_every", "keep_checkpoints", "tensorboard"},
-    "mesh": {"data", "fsdp"},
+    "train": {
+        *("output", "log_every", "save_every", "keep_checkpoints", "keep_best", "tensorboard"),
+        *("wandb_project", "stall_timeout", "skip_updates", "encode_chunk_size"),
+    },
+    "mesh": None,
     "evaluation": None,
 }
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -120,4 +128,48 @@ def check_same_data(stored: str, current: str, prepared: str, run: Path) -> None
             f"data.prepared {prepared} has fingerprint {current[:12]}, but {run} was trained on "
             f"{stored[:12]}: the lists were prepared again with other content. "
             "Set another train.output, or prepare the former lists"
+        )
+
+
+def check_space(run: Path, state_bytes: int, train: TrainConfig) -> None:
+    """Refuse a disk that cannot hold one more checkpoint; warn if it cannot hold all to be kept.
+
+    Args:
+        run: The run folder.
+        state_bytes: Size of weights and optimizer state.
+        train: How many are kept.
+
+    Raises:
+        UserError: names the folder, what there is and what is needed.
+    """
+    free = shutil.disk_usage(run).free
+    # A new one is whole before an old one goes.
+    wanted = state_bytes * (train.keep_checkpoints + train.keep_best + 1)
+    there = f"train.output {run}: {free / 2**30:.2f} GiB free"
+    if free < state_bytes:
+        raise UserError(
+            f"{there}, a checkpoint needs {state_bytes / 2**30:.2f} GiB; make room, or set another "
+            "train.output"
+        )
+    held = sum(1 for path in (run / "checkpoints").glob("[0-9]*"))
+    if free + held * state_bytes < wanted:
+        log.warning(
+            "%s, but %d checkpoints of %.2f GiB are kept and one is written beside them: %.2f GiB",
+            there,
+            train.keep_checkpoints + train.keep_best,
+            state_bytes / 2**30,
+            wanted / 2**30,
+        )
+
+
+def check_shared(run: Path) -> None:
+    """Refuse a run folder that this host does not share with the one that made it.
+
+    Raises:
+        UserError: names the folder.
+    """
+    if not (run / CONFIG_FILE).exists():
+        raise UserError(
+            f"train.output {run}: this host does not see what process 0 wrote there; all hosts "
+            "need one folder on a shared file system"
         )

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from synrank_jax.models.dual_encoder import DualEncoder
-from synrank_jax.parallel.mesh import shard
+from synrank_jax.parallel.rules import shardings
 
 Params = dict[str, Any]
 
@@ -33,7 +33,8 @@ def split_model(model: DualEncoder) -> tuple[Any, Params]:
     """Structure and weights of a model; weights are named by their dotted path."""
     structure, state = nnx.split(model)
     return structure, {
-        ".".join(map(str, path)): variable[...] for path, variable in nnx.to_flat_state(state)
+        ".".join(map(str, path)): variable.get_value()
+        for path, variable in nnx.to_flat_state(state)
     }
 
 
@@ -53,12 +54,12 @@ def _key(part: str) -> str | int:
 
 
 def initial_state(params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Step 0, placed on the mesh: weights and optimizer moments sharded over fsdp."""
-    params = jax.device_put(params, shard(params, mesh))
+    """Step 0, placed on the mesh: weights and optimizer moments sharded by the rules."""
+    params = jax.device_put(params, shardings(params, mesh))
     abstract = jax.eval_shape(tx.init, params)
-    opt_state = jax.jit(tx.init, out_shardings=shard(abstract, mesh))(params)
+    opt_state = jax.jit(tx.init, out_shardings=shardings(abstract, mesh))(params)
     step = jnp.zeros((), jnp.int32)
-    return TrainState(params, opt_state, jax.device_put(step, shard(step, mesh)))
+    return TrainState(params, opt_state, jax.device_put(step, shardings(step, mesh)))
 
 
 def abstract_state(params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -67,6 +68,6 @@ def abstract_state(params: Params, tx: optax.GradientTransformation, mesh: Mesh)
     abstract: TrainState = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        shard(shapes, mesh),
+        shardings(shapes, mesh),
     )
     return abstract

@@ -6,17 +6,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from synrank_jax.config import Config
 from synrank_jax.contract import EncodingContract
+from synrank_jax.engine.counts import batch_counts
 from synrank_jax.engine.state import LOG_TEMPERATURE, Params, TrainState, merge_model
 from synrank_jax.losses import list_loss
 from synrank_jax.losses.pool import PoolLabels, own_list, own_list_target_mass, pool_labels
 from synrank_jax.losses.pooled_target import PoolLists
-from synrank_jax.models.dual_encoder import DualEncoder, similarity
-from synrank_jax.parallel.mesh import replicated, rows, shard
-from synrank_jax.types import Batch, Tokens
+from synrank_jax.models.dual_encoder import similarity
+from synrank_jax.optim import skip_metrics
+from synrank_jax.parallel.mesh import batch_devices, replicated, rows
+from synrank_jax.parallel.rules import shardings
+from synrank_jax.types import BATCH_AXES, Batch, PackedTexts, Tokens
 
 Metrics = dict[str, jax.Array]
 
@@ -37,6 +40,7 @@ def make_train_step(
         jitted (TrainState, Batch) -> (TrainState, Metrics); the state is donated.
     """
     pool_loss = make_pool_loss(structure, config, contract, mesh)
+    tx = optax.with_extra_args_support(tx)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         def add_pool(total: Any, pool: Batch) -> tuple[Any, None]:
@@ -52,14 +56,15 @@ def make_train_step(
         # A single pool stays out of the loop: XLA then fuses and analyses it better.
         total = add_pool(zeros, first)[0] if pools == 1 else jax.lax.scan(add_pool, zeros, batch)[0]
         (loss, metrics), grads = jax.tree.map(lambda leaf: leaf / pools, total)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, loss=loss)
         params = optax.apply_updates(state.params, updates)
         # The norm of the new weights shows at once whether this update broke them.
         norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
         updated = TrainState(params, opt_state, state.step + 1)
         # The state stays where it was: else the next step is another program.
-        updated = jax.lax.with_sharding_constraint(updated, shard(updated, mesh))
-        return updated, {"loss": loss, **norms, **metrics}
+        updated = jax.lax.with_sharding_constraint(updated, shardings(updated, mesh))
+        skips = skip_metrics(state.opt_state, opt_state)
+        return updated, {"loss": loss, **norms, **metrics, **skips, **batch_counts(batch)}
 
     return jax.jit(train_step, donate_argnums=0)
 
@@ -69,11 +74,12 @@ def make_pool_loss(
 ) -> Callable[[Params, jax.Array, Batch], tuple[jax.Array, Metrics]]:
     """The loss of one pool as a function of (params, step, pool [Q, ...])."""
     score_loss = make_score_loss(config)
+    encode = make_encode_rows(structure, mesh)
 
     def pool_loss(params: Params, step: jax.Array, pool: Batch) -> tuple[jax.Array, Metrics]:
-        model = merge_model(structure, params)
         keys = item_keys(config.train.seed, step, pool)
-        query, lists = encode_lists(model, pool, keys.texts if config.model.dropout > 0 else None)
+        dropped = keys.texts if config.model.dropout > 0 else None
+        query, lists = encode_lists(encode, params, pool, dropped)
         if config.loss.scope == "pool":
             # Each device scores its own queries against the passages of the whole pool.
             passage = lists.reshape(-1, lists.shape[-1])
@@ -93,13 +99,64 @@ def make_pool_loss(
     return pool_loss
 
 
+EncodeRows = Callable[[Params, PackedTexts, jax.Array | None], jax.Array]
+
+
+def make_encode_rows(structure: Any, mesh: Mesh) -> EncodeRows:
+    """The encoder of packed rows over a mesh.
+
+    A device encodes its own rows, one after the other. With several it keeps only their embeddings
+    and computes the rows again in the backward pass: gradient caching (Gao et al. 2021, arXiv
+    2101.06983), which holds the activations of one row at a time and changes no number. Token
+    activations never leave their device (but for the tensor axis, which splits them), and the
+    gradient of the weights is summed over devices once, after the last row.
+
+    Returns:
+        (params, texts [R, ...], dropout keys [R, S] or None) -> embeddings [R, S, D].
+    """
+
+    def encode_own(params: Params, texts: PackedTexts, keys: jax.Array | None) -> jax.Array:
+        model = merge_model(structure, params)
+
+        def encode_row(row: tuple[PackedTexts, jax.Array | None]) -> jax.Array:
+            texts, keys = jax.tree.map(lambda leaf: leaf[None], row)
+            return jnp.squeeze(model.encode_packed(texts, keys), 0)
+
+        if texts.places.shape[0] == 1:
+            return model.encode_packed(texts, keys)
+        embedded: jax.Array = jax.lax.map(
+            jax.checkpoint(encode_row, prevent_cse=False), (texts, keys)
+        )
+        return embedded
+
+    if batch_devices(mesh) == 1:  # nothing to split; XLA refuses partial sums over one device
+
+        def encode_all(params: Params, texts: PackedTexts, keys: jax.Array | None) -> jax.Array:
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                return encode_own(params, texts, keys)
+
+        return encode_all
+    split = PartitionSpec(BATCH_AXES)
+    encode: EncodeRows = jax.shard_map(
+        encode_own,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), split, split),
+        out_specs=split,
+        axis_names=set(BATCH_AXES),
+        # Tracking what varies would sum the gradient after every row; Pallas kernels lack it, too.
+        check_vma=False,
+    )
+    return encode
+
+
 def encode_lists(
-    model: DualEncoder, pool: Batch, dropout_keys: jax.Array | None = None
+    encode: EncodeRows, params: Params, pool: Batch, dropout_keys: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Embeddings of the queries [Q, D] and of their passages [Q, L, D].
 
     Args:
-        model: The dual encoder.
+        encode: see `make_encode_rows`.
+        params: the weights.
         pool: [Q, ...], its texts in R packed rows.
         dropout_keys: [Q, 1 + L] of the query and its passages; None: no dropout.
     """
@@ -107,7 +164,7 @@ def encode_lists(
     texts = pool.texts
     if dropout_keys is not None:
         dropout_keys = dropout_keys.reshape(texts.places.shape)
-    embedded = model.encode_packed(texts, dropout_keys).reshape(count, 1 + size, -1)
+    embedded = encode(params, texts, dropout_keys).reshape(count, 1 + size, -1)
     return embedded[:, 0], embedded[:, 1:]
 
 

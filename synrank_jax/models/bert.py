@@ -1,7 +1,6 @@
 """BERT encoder (Devlin et al. 2018, arXiv 1810.04805) in Flax NNX.
 
-Attention is written as two einsums and layers as a Python loop: on CPU both are faster than
-`jax.nn.dot_product_attention` and a scan over layers.
+Layers are a Python loop unless `Numerics.scan_layers`: on CPU that is faster.
 """
 
 import dataclasses
@@ -14,15 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int32, Key
 
 from synrank_jax.errors import UserError
+from synrank_jax.models.attention import attend
+from synrank_jax.models.numerics import Numerics
 from synrank_jax.models.packing import Layout, padded_layout
 from synrank_jax.types import PackedTexts
-
-# Finite, so that a row without any attended token gets even weights instead of NaN.
-MASKED_LOGIT = -1e30
 
 
 def _gelu(x: Array) -> Array:
@@ -108,50 +105,6 @@ def _unsupported(values: dict[str, Any]) -> list[str]:
     return problems
 
 
-@dataclasses.dataclass(frozen=True)
-class Numerics:
-    """How an encoder computes; none of it is part of the weights.
-
-    compute_dtype is the type of matmul inputs and of the hidden states between layers. Softmax and
-    layer norms are evaluated in float32, and weights are stored in float32, whatever it is.
-    """
-
-    compute_dtype: jnp.dtype[Any]
-    dropout: float
-
-    @property
-    def precision(self) -> jax.lax.Precision:
-        """Float32 means float32: accelerators would otherwise multiply in bfloat16 or TF32."""
-        is_float32 = self.compute_dtype == jnp.float32
-        return jax.lax.Precision.HIGHEST if is_float32 else jax.lax.Precision.DEFAULT
-
-    def drop(self, x: Array, keys: Array | None, site: int) -> Array:
-        """Inverted dropout of x [..., T, H] with a key [..., T] for every token.
-
-        `site` tells apart the places where a token is dropped. A token's mask depends on its key
-        alone, neither on the tokens beside it nor on how texts are padded or packed.
-        """
-        if keys is None or self.dropout == 0.0:
-            return x
-        kept = self._keep(keys, site, x.shape[-1:])
-        return jnp.where(kept, x / (1.0 - self.dropout), 0.0).astype(x.dtype)
-
-    def drop_attention(self, weights: Array, keys: Array | None, site: int) -> Array:
-        """The same for attention weights [..., heads, T, T'], with the attending tokens' keys."""
-        if keys is None or self.dropout == 0.0:
-            return weights
-        heads, _, attended = weights.shape[-3:]
-        # Attended token first: the bits of the first T' are then the same for every T'.
-        kept = jnp.moveaxis(self._keep(keys, site, (attended, heads)), -1, -3)
-        return jnp.where(kept, weights / (1.0 - self.dropout), 0.0)
-
-    def _keep(self, keys: Array, site: int, shape: tuple[int, ...]) -> Array:
-        def keep(key: Array) -> Array:
-            return jax.random.bernoulli(jax.random.fold_in(key, site), 1.0 - self.dropout, shape)
-
-        return jax.vmap(keep)(keys.ravel()).reshape(*keys.shape, *shape)
-
-
 def _linear(n_in: int, n_out: int, numerics: Numerics, rngs: nnx.Rngs) -> nnx.Linear:
     return nnx.Linear(
         n_in, n_out, dtype=numerics.compute_dtype, precision=numerics.precision, rngs=rngs
@@ -200,37 +153,43 @@ class Attention(nnx.Module):  # type: ignore[misc]
         self.heads = config.num_attention_heads
         self.numerics = numerics
 
-    def __call__(self, hidden: Array, layout: Layout, site: int) -> Array:
+    def __call__(self, hidden: Array, layout: Layout, site: int | Array) -> Array:
         query, key, value = (
             layout.split(layer(hidden)) for layer in (self.query, self.key, self.value)
         )
-        blocks = zip(query, key, value, layout.masks, layout.block_keys, strict=True)
-        mixed = [self._mix(q, k, v, mask, keys, site) for q, k, v, mask, keys in blocks]
+        blocks = zip(query, key, value, layout.segments, layout.block_keys, strict=True)
+        mixed = [
+            self._mix(q, k, v, segments, keys, layout.one_text, site)
+            for q, k, v, segments, keys in blocks
+        ]
         out: Array = self.output(layout.join(mixed))
         return out
 
     def _mix(
-        self, query: Array, key: Array, value: Array, mask: Array, keys: Array | None, site: int
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        segments: Array,
+        keys: Array | None,
+        one_text: bool,
+        site: int | Array,
     ) -> Array:
         """[..., T, H] of each text's own values, weighted."""
+        numerics = self.numerics
         heads = (*query.shape[:-1], self.heads, query.shape[-1] // self.heads)
-        query, key, value = (part.reshape(heads) for part in (query, key, value))
-        logits = jnp.einsum(
-            "...qhd,...khd->...hqk",
-            query / math.sqrt(heads[-1]),
-            key,
-            precision=self.numerics.precision,
-            preferred_element_type=jnp.float32,
+        drops = keys is not None and numerics.dropout > 0
+        mixed = attend(
+            query.reshape(heads),
+            key.reshape(heads),
+            value.reshape(heads),
+            segments,
+            kernel=numerics.attention,
+            precision=numerics.precision,
+            one_text=one_text,
+            drop=(lambda weights: numerics.drop_attention(weights, keys, site)) if drops else None,
         )
-        logits = jnp.where(mask[..., None, :, :], logits, MASKED_LOGIT)
-        weights = self.numerics.drop_attention(jax.nn.softmax(logits), keys, site)
-        mixed = jnp.einsum(
-            "...hqk,...khd->...qhd",
-            weights.astype(value.dtype),
-            value,
-            precision=self.numerics.precision,
-        )
-        return mixed.reshape(*heads[:-2], -1)
+        return mixed.reshape(query.shape)
 
 
 class Layer(nnx.Module):  # type: ignore[misc]
@@ -247,7 +206,7 @@ class Layer(nnx.Module):  # type: ignore[misc]
         self.activation = config.hidden_act
         self.numerics = numerics
 
-    def __call__(self, hidden: Array, layout: Layout, site: int) -> Array:
+    def __call__(self, hidden: Array, layout: Layout, site: int | Array) -> Array:
         keys = layout.token_keys
         mixed = self.attention(hidden, layout, site)
         hidden = self.attention_norm(hidden + self.numerics.drop(mixed, keys, site + 1))
@@ -264,11 +223,9 @@ class BertEncoder(nnx.Module):  # type: ignore[misc]
     `embeddings.word.embedding`, `layers.0.attention.query.kernel`, `layers.0.output_norm.scale`.
     """
 
-    def __init__(
-        self, config: BertConfig, *, compute_dtype: DTypeLike, dropout: float, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, config: BertConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.numerics = Numerics(jnp.dtype(compute_dtype), dropout)
+        self.numerics = numerics
         self.embeddings = Embeddings(config, self.numerics, rngs)
         self.layers = nnx.List(
             [Layer(config, self.numerics, rngs) for _ in range(config.num_hidden_layers)]
@@ -304,6 +261,33 @@ class BertEncoder(nnx.Module):  # type: ignore[misc]
     def _encode(self, input_ids: Array, positions: Array, longest: int, layout: Layout) -> Array:
         hidden = self.embeddings(input_ids, positions, longest)
         hidden = self.numerics.drop(hidden, layout.token_keys, site=0)
-        for index, layer in enumerate(self.layers):
-            hidden = layer(hidden, layout, site=1 + index * Layer.sites)
+        hidden = self._layers(hidden, layout)
         return hidden.astype(jnp.float32)
+
+    def _layers(self, hidden: Array, layout: Layout) -> Array:
+        def apply(layer: Layer, hidden: Array, site: int | Array) -> Array:
+            def run(hidden: Array) -> Array:
+                out: Array = layer(hidden, layout, site)
+                return out
+
+            if self.numerics.remat == "none":
+                return run(hidden)
+            policies = jax.checkpoint_policies
+            keeps_matmuls = self.numerics.remat == "dots"
+            policy = policies.dots_with_no_batch_dims_saveable if keeps_matmuls else None
+            again: Array = jax.checkpoint(run, policy=policy)(hidden)
+            return again
+
+        sites = [1 + index * Layer.sites for index in range(len(self.layers))]
+        if not self.numerics.scan_layers:
+            for layer, site in zip(self.layers, sites, strict=True):
+                hidden = apply(layer, hidden, site)
+            return hidden
+        graphs, states = zip(*(nnx.split(layer) for layer in self.layers), strict=True)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+        def body(hidden: Array, xs: tuple[Any, Array]) -> tuple[Array, None]:
+            state, site = xs
+            return apply(nnx.merge(graphs[0], state), hidden, site), None
+
+        return jax.lax.scan(body, hidden, (stacked, jnp.array(sites)))[0]

@@ -21,13 +21,15 @@ class Layout(NamedTuple):
     """How an encoder's token arrays [..., H] relate to the blocks in which texts attend.
 
     split: token array to blocks [..., T_g, H], one text per row of a block; join is its inverse.
-    masks: per block [..., 1 or T_g, T_g] bool, where a token (last but one) may see another.
+    segments: per block [..., T_g] int32, the text a token belongs to, -1 at padding.
+    one_text: every row of a block holds one text, and padding after it.
     token_keys: key per token, for dropout, or None; block_keys: the same per block.
     """
 
     split: Callable[[Array], Sequence[Array]]
     join: Callable[[Sequence[Array]], Array]
-    masks: Sequence[Array]
+    segments: Sequence[Array]
+    one_text: bool
     token_keys: Array | None
     block_keys: Sequence[Array | None]
 
@@ -36,7 +38,8 @@ def padded_layout(mask: Array, keys: Array | None) -> Layout:
     """Texts in rows of their own: mask [B, T], keys [B]."""
     if keys is not None:
         keys = fold_in(keys[:, None], jnp.arange(mask.shape[1]))
-    return Layout(lambda x: [x], lambda parts: parts[0], [mask[:, None]], keys, [keys])
+    segments = jnp.where(mask, 0, -1)
+    return Layout(lambda x: [x], lambda parts: parts[0], [segments], False, keys, [keys])
 
 
 def packed_layout(texts: PackedTexts, keys: Array | None) -> Layout:
@@ -56,9 +59,9 @@ def packed_layout(texts: PackedTexts, keys: Array | None) -> Layout:
         flat = jnp.concatenate([part.reshape(rows, -1, part.shape[-1]) for part in parts], axis=1)
         return rearrange(flat, slots, tokens)
 
-    masks = [(block >= 0)[..., None, :] for block in texts.blocks]
+    segments = [jnp.where(block >= 0, 0, -1) for block in texts.blocks]
     if keys is None:
-        return Layout(split, join, masks, None, [None] * len(masks))
+        return Layout(split, join, segments, True, None, [None] * len(segments))
     packed = jnp.take_along_axis(keys, jnp.argsort(texts.places), axis=1)
     own = jnp.take_along_axis(packed, jnp.maximum(texts.segment_ids, 0), axis=1)
     starts = np.cumsum([shape[0] for shape in shapes])[:-1]
@@ -66,7 +69,7 @@ def packed_layout(texts: PackedTexts, keys: Array | None) -> Layout:
         fold_in(part[..., None], jnp.arange(shape[1]))
         for part, shape in zip(jnp.split(packed, starts, axis=1), shapes, strict=True)
     ]
-    return Layout(split, join, masks, fold_in(own, texts.positions), of_blocks)
+    return Layout(split, join, segments, True, fold_in(own, texts.positions), of_blocks)
 
 
 def _slots(texts: PackedTexts) -> Array:

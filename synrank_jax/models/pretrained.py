@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import DTypeLike
 
 from synrank_jax.errors import UserError
 from synrank_jax.models.bert import BertConfig, BertEncoder
+from synrank_jax.models.numerics import Numerics
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -64,32 +64,29 @@ class Rule(NamedTuple):
         return self.shape[::-1] if self.transpose else self.shape
 
 
-def abstract_encoder(folder: Path, *, compute_dtype: DTypeLike, dropout: float) -> BertEncoder:
+def abstract_encoder(folder: Path, numerics: Numerics) -> BertEncoder:
     """The encoder of a model folder with shapes in place of weights; nothing is allocated.
 
     Raises:
         UserError: config.json is not that of a supported encoder.
     """
     config = BertConfig.read(folder)
-    encoder: BertEncoder = nnx.eval_shape(
-        lambda: BertEncoder(config, compute_dtype=compute_dtype, dropout=dropout, rngs=nnx.Rngs(0))
-    )
+    encoder: BertEncoder = nnx.eval_shape(lambda: BertEncoder(config, numerics, rngs=nnx.Rngs(0)))
     return encoder
 
 
-def load_encoder(folder: Path, *, compute_dtype: DTypeLike, dropout: float) -> BertEncoder:
+def load_encoder(folder: Path, numerics: Numerics) -> BertEncoder:
     """The encoder of a Hugging Face model folder, weights as float32 whatever the file stores.
 
     Args:
         folder: holds config.json and model.safetensors, or shards with their index.
-        compute_dtype: type of the matmuls, float32 or bfloat16.
-        dropout: rate used when a call is given dropout keys.
+        numerics: how it computes.
 
     Raises:
         UserError: unsupported config, no safetensors, or tensors missing, unexpected or of another
             shape; all of them are listed.
     """
-    encoder = abstract_encoder(folder, compute_dtype=compute_dtype, dropout=dropout)
+    encoder = abstract_encoder(folder, numerics)
     loaded = {}
     for _, tensor, rule in _matched(encoder, folder):
         if rule is not None:

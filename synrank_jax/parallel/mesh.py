@@ -1,52 +1,106 @@
-"""The device mesh and where each array lives on it."""
+"""The device mesh, and how batches lie on it."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from synrank_jax.config import MeshConfig
 from synrank_jax.errors import UserError
+from synrank_jax.types import BATCH_AXES, DATA, FSDP, TENSOR
 
-BATCH_AXES = ("data", "fsdp")
 
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """Mesh with axes (data, fsdp, tensor); data = -1 takes what the others leave.
 
-def make_mesh(data: int, fsdp: int) -> Mesh:
-    """Mesh with axes (data, fsdp) over all devices; data = -1 takes what fsdp leaves.
+    Devices stand in the order of their hosts, so that a host's devices hold neighbouring lists and
+    the innermost axes communicate within a host.
+
+    Args:
+        config: sizes of the axes.
+        devices: jax.Devices; default: all of all hosts.
 
     Raises:
-        UserError: data x fsdp is not the number of devices.
+        UserError: the product is not the number of devices, or tensor reaches over hosts.
     """
-    devices = jax.device_count()
-    groups = devices // fsdp if data == -1 else data
-    if groups * fsdp != devices:
+    devices = jax.devices() if devices is None else devices
+    count, inner = len(devices), config.fsdp * config.tensor
+    data = count // inner if config.data == -1 else config.data
+    if data * inner != count:
         raise UserError(
-            f"mesh.data {data} x mesh.fsdp {fsdp} does not make the {devices} devices here; "
-            f"mesh.fsdp must divide {devices}, and mesh.data be -1 or {devices} / mesh.fsdp"
+            f"mesh.data {config.data} x mesh.fsdp {config.fsdp} x mesh.tensor {config.tensor} does "
+            f"not make the {count} devices here; mesh.fsdp x mesh.tensor must divide {count} "
+            f"({_names(_divisors(count))}), and mesh.data be -1 or what is left"
         )
-    return jax.make_mesh((groups, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+    hosts = len({device.process_index for device in devices})
+    if count // hosts % config.tensor:
+        raise UserError(
+            f"mesh.tensor {config.tensor} does not divide the {count // hosts} devices of a host, "
+            f"which read the same lists; {_names(_divisors(count // hosts))} would"
+        )
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(
+        np.array(ordered).reshape(data, config.fsdp, config.tensor),
+        (DATA, FSDP, TENSOR),
+        axis_types=(AxisType.Auto,) * 3,
+    )
 
 
-def check_pool_divides(mesh: Mesh, pool_size: int) -> None:
-    """Refuse a loss pool that the devices cannot share equally.
+def batch_devices(mesh: Mesh) -> int:
+    """Devices that compute different lists: all but for the tensor axis."""
+    return int(mesh.shape[DATA] * mesh.shape[FSDP])
+
+
+def rows_per_pool(mesh: Mesh, pool_size: int, encode_chunk_size: int | None) -> int:
+    """Packed rows R of a loss pool: one for every chunk that a device encodes at once.
+
+    A chunk larger than a device's share of the pool is the whole share, so that one configuration
+    serves a laptop and a pod.
 
     Raises:
-        UserError: names the nearest sizes that would work.
+        UserError: the devices cannot share the pool, or chunks the share, equally; names the
+            nearest values that would work.
     """
-    if pool_size % mesh.size:
-        below = pool_size // mesh.size * mesh.size
-        sizes = f"{below} or {below + mesh.size}" if below else f"{mesh.size}"
+    devices = batch_devices(mesh)
+    if pool_size % devices:
+        below = pool_size // devices * devices
+        sizes = f"{below} or {below + devices}" if below else f"{devices}"
         raise UserError(
             f"train.pool_size (default: train.global_batch_size) {pool_size} is not divisible "
-            f"by the {mesh.size} devices of the mesh; {sizes} would be"
+            f"by the {devices} devices (data x fsdp) that share it; {sizes} would be"
+        )
+    share = pool_size // devices
+    chunk = min(encode_chunk_size or share, share)
+    if share % chunk:
+        raise UserError(
+            f"train.encode_chunk_size {chunk} does not divide the {share} queries that each of "
+            f"{devices} devices has of a pool of {pool_size}; {_names(_divisors(share))} would"
+        )
+    return devices * (share // chunk)
+
+
+def check_heads_divide(mesh: Mesh, heads: int) -> None:
+    """Refuse attention heads that the tensor axis cannot share equally.
+
+    Raises:
+        UserError: names the sizes that would work.
+    """
+    if heads % mesh.shape[TENSOR]:
+        raise UserError(
+            f"mesh.tensor {mesh.shape[TENSOR]} does not divide the encoder's {heads} attention "
+            f"heads; {_names(_divisors(heads))} would"
         )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of batch arrays [N, Q_data_fsdp, ...]: queries over all devices."""
+    """Sharding of batch arrays [N, Q_data_fsdp, ...]: queries over all but the tensor axis."""
     return NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 
 
 def rows(mesh: Mesh) -> NamedSharding:
-    """Sharding of an array whose leading dimension is split over all devices."""
+    """Sharding of an array whose leading dimension is split as the queries are."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
@@ -55,20 +109,10 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def fsdp_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """Sharding of a weight (or its optimizer moments): its longest divisible dimension over fsdp.
-
-    Vectors and scalars are replicated: splitting them saves nothing and costs a collective each.
-    """
-    size = mesh.shape["fsdp"]
-    divisible = [axis for axis, length in enumerate(shape) if length % size == 0]
-    if size == 1 or len(shape) < 2 or not divisible:
-        return replicated(mesh)
-    longest = max(divisible, key=lambda axis: shape[axis])
-    # Without trailing Nones, as XLA names the shardings of its results.
-    return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
 
 
-def shard(tree: object, mesh: Mesh) -> object:
-    """FSDP shardings for a pytree of arrays or shape structs, leaf by leaf."""
-    return jax.tree.map(lambda leaf: fsdp_sharding(mesh, np.shape(leaf)), tree)
+def _names(sizes: list[int]) -> str:
+    *first, last = map(str, sizes)
+    return f"{', '.join(first)} or {last}" if first else last

@@ -6,10 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import jax
-from jax.sharding import AxisType
+import pytest
 
 from synrank_jax import prepare
-from synrank_jax.config import Config
+from synrank_jax.config import Config, MeshConfig
 from synrank_jax.config_file import to_yaml
 from synrank_jax.contract import resolve_contract
 from synrank_jax.data.pipeline import PreparedLists, batches
@@ -18,33 +18,38 @@ from synrank_jax.engine.encoding import load_model
 from synrank_jax.engine.state import initial_state, split_model
 from synrank_jax.engine.step import make_train_step
 from synrank_jax.optim import make_optimizer
-from synrank_jax.parallel.mesh import BATCH_AXES
+from synrank_jax.parallel.mesh import make_mesh, rows_per_pool
 
-# {} is the layer. Vectors (biases, norms) are on every device.
+# {} is the layer. Other vectors (biases, norms) are on every device.
+COLUMNS, ROWS = ("fsdp", "tensor"), ("tensor", "fsdp")
 SHARDED = {
-    "encoder.embeddings.position.embedding": ("fsdp",),
+    "encoder.embeddings.position.embedding": (None, "fsdp"),
     "encoder.embeddings.token_type.embedding": (None, "fsdp"),
-    "encoder.embeddings.word.embedding": (None, "fsdp"),  # 65 words: not divisible
-    "encoder.layers.{}.attention.key.kernel": ("fsdp",),
-    "encoder.layers.{}.attention.output.kernel": ("fsdp",),
-    "encoder.layers.{}.attention.query.kernel": ("fsdp",),
-    "encoder.layers.{}.attention.value.kernel": ("fsdp",),
-    "encoder.layers.{}.intermediate.kernel": (None, "fsdp"),
-    "encoder.layers.{}.output.kernel": ("fsdp",),
+    "encoder.embeddings.word.embedding": (None, "fsdp"),
+    "encoder.layers.{}.attention.key.kernel": COLUMNS,
+    "encoder.layers.{}.attention.key.bias": ("tensor",),
+    "encoder.layers.{}.attention.output.kernel": ROWS,
+    "encoder.layers.{}.attention.query.kernel": COLUMNS,
+    "encoder.layers.{}.attention.query.bias": ("tensor",),
+    "encoder.layers.{}.attention.value.kernel": COLUMNS,
+    "encoder.layers.{}.attention.value.bias": ("tensor",),
+    "encoder.layers.{}.intermediate.kernel": COLUMNS,
+    "encoder.layers.{}.intermediate.bias": ("tensor",),
+    "encoder.layers.{}.output.kernel": ROWS,
 }
 
 
-def mesh(data: int, fsdp: int) -> jax.sharding.Mesh:
-    return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+def mesh(data: int, fsdp: int, tensor: int = 1) -> jax.sharding.Mesh:
+    return make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor))
 
 
 def test_weights_and_moments_live_where_the_table_says(tiny_config: Config):
     _, params = split_model(load_model(tiny_config.model, resolve_contract(tiny_config)))
-    state = initial_state(params, make_optimizer(tiny_config.optimizer, 10), mesh(2, 4))
+    state = initial_state(params, make_optimizer(tiny_config.optimizer, 10), mesh(2, 2, 2))
     for name, leaf in state.params.items():
         expected = SHARDED.get(re.sub(r"layers\.\d+", "layers.{}", name), ())
         assert tuple(leaf.sharding.spec) == expected, name
-        assert state.opt_state[1][0].mu[name].sharding == leaf.sharding, name
+        assert state.opt_state.inner[1][0].mu[name].sharding == leaf.sharding, name
 
 
 def test_a_step_leaves_the_state_where_it_was(tiny_config: Config, tmp_path: Path):
@@ -56,33 +61,69 @@ def test_a_step_leaves_the_state_where_it_was(tiny_config: Config, tmp_path: Pat
     assert step._cache_size() == 1
 
 
-def compiled_step(config: Config, tmp_path: Path, data: int, fsdp: int) -> tuple:
-    """(jitted step, state, batch) on a mesh."""
+def compiled_step(
+    config: Config, tmp_path: Path, data: int, fsdp: int, tensor: int = 1, chunk: int | None = None
+) -> tuple:
+    """(jitted step, state, batch of one pool of 16) on a mesh."""
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(config))
     prepare.main(["--config", str(path)])
     lists = PreparedLists(Path(config.data.prepared))
     contract = resolve_contract(config)
     structure, params = split_model(load_model(config.model, contract))
-    tx, on = make_optimizer(config.optimizer, 10), mesh(data, fsdp)
-    batch = next(batches(lists, seed=0, global_batch_size=16, pool_size=16, rows=data * fsdp))
+    tx, on = make_optimizer(config.optimizer, 10), mesh(data, fsdp, tensor)
+    rows = rows_per_pool(on, 16, chunk)
+    batch = next(batches(lists, seed=0, global_batch_size=16, pool_size=16, rows=rows))
     step = make_train_step(structure, tx, config, contract, on)
     return step, initial_state(params, tx, on), to_devices(batch, on)
 
 
-def test_data_parallelism_gathers_passage_embeddings_and_nothing_larger(
-    tiny_config: Config, tmp_path: Path
-):
-    step, state, batch = compiled_step(tiny_config, tmp_path, 8, 1)
-    text = step.lower(state, batch).compile().as_text()
+def collectives(step, state, batch) -> dict[str, Counter]:
+    """Kind -> {elements of a result: how often} of a step that has none in a loop."""
+    loops, text = step.lower(state, batch).compile().as_text().split("\nENTRY ")
+    assert not re.search(r" (all-gather|all-reduce|reduce-scatter|all-to-all)\(", loops)
     pattern = r"= (.+?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)\("
-    found = [
-        (kind, math.prod(int(length) for length in filter(None, dims.split(","))))
-        for shapes, kind in re.findall(pattern, text)
-        for dims in re.findall(r"\w+\[([\d,]*)\]", shapes)
-    ]
-    gathered = [size for kind, size in found if kind == "all-gather"]
-    embeddings = 16 * 4 * 32  # P D
+    found: dict[str, Counter] = {}
+    for shapes, kind in re.findall(pattern, text):
+        for dims in re.findall(r"\w+\[([\d,]*)\]", shapes):
+            size = math.prod(int(length) for length in filter(None, dims.split(",")))
+            found.setdefault(kind, Counter())[size] += 1
+    return found
+
+
+EMBEDDINGS = 16 * 4 * 32  # P D
+
+
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_data_parallelism_gathers_passage_embeddings_and_nothing_larger(
+    tiny_config: Config, tmp_path: Path, chunk: int | None
+):
+    found = collectives(*compiled_step(tiny_config, tmp_path, 8, 1, chunk=chunk))
     # Neither token activations (P T H) nor the scores [Q, P] of other queries travel.
-    assert max(gathered) == embeddings, Counter(found)
-    assert {kind for kind, _ in found} <= {"all-gather", "all-reduce"}
+    assert max(found["all-gather"]) == EMBEDDINGS, found
+    assert found.keys() == {"all-gather", "all-reduce"}
+
+
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_fsdp_gathers_weights_and_passage_embeddings_once(
+    tiny_config: Config, tmp_path: Path, chunk: int | None
+):
+    step, state, batch = compiled_step(tiny_config, tmp_path, 2, 4, chunk=chunk)
+    found = collectives(step, state, batch)
+    weights = Counter(leaf.size for leaf in state.params.values() if leaf.ndim > 1)
+    small = batch.labels.size  # ids and masks of passages; the token types are as small
+    gathered = Counter({size: n for size, n in found["all-gather"].items() if size > small})
+    # Every matrix once, though every chunk uses it.
+    assert gathered == weights + Counter({EMBEDDINGS: 1}) - Counter({small: 1})
+    assert max(found["all-reduce"]) <= max(weights), found
+    assert found.keys() == {"all-gather", "all-reduce"}
+
+
+def test_tensor_parallelism_sums_activations_and_gathers_none(tiny_config: Config, tmp_path: Path):
+    step, state, batch = compiled_step(tiny_config, tmp_path, 4, 1, 2)
+    found = collectives(step, state, batch)
+    activations = 32 * batch.texts.input_ids.size // 4
+    assert max(found["all-gather"]) == EMBEDDINGS < activations, found
+    # Two layers, two pairs of matmuls in each, forward and backward.
+    assert found["all-reduce"][activations] >= 2 * 2 * 2, found
+    assert found.keys() == {"all-gather", "all-reduce"}

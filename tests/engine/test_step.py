@@ -1,70 +1,20 @@
-"""Gradients of one pool are those of a single device, whatever the mesh."""
-
-from pathlib import Path
+"""One training step: its random draws, its pools, what a list excludes."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
+from gradients import LOSS_RTOL, mesh_of, with_loss
 
-from synrank_jax import prepare
-from synrank_jax.config import LOSS_NAMES, Config
-from synrank_jax.config_file import load_config, to_yaml
+from synrank_jax.config import Config
 from synrank_jax.contract import resolve_contract
 from synrank_jax.data.pipeline import PreparedLists, batches
 from synrank_jax.engine.batches import to_devices
 from synrank_jax.engine.encoding import load_model
-from synrank_jax.engine.state import LOG_TEMPERATURE, initial_state, merge_model, split_model
+from synrank_jax.engine.state import initial_state, merge_model, split_model
 from synrank_jax.engine.step import item_keys, make_pool_loss, make_score_loss, make_train_step
 from synrank_jax.optim import make_optimizer
-from synrank_jax.parallel.mesh import BATCH_AXES
 from synrank_jax.types import Batch
-
-# Float32 sums in another order: the loss is a mean of 8 values, a gradient leaf a sum over some
-# thousand products. Leaves whose true gradient is zero (attention key biases) hold only rounding
-# noise, hence the floor relative to the global norm.
-LOSS_RTOL = 1e-5
-GRADIENT_RTOL = 1e-5
-GRADIENT_FLOOR = 1e-3
-
-QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
-LAYOUTS = {"data 8": (8, 1), "data 2 x fsdp 4": (2, 4), "fsdp 8": (1, 8)}
-OTHER_LOSSES = (
-    *("sinkhorn", "gaussian_paired", "listnet_kl", "listmle", "ranknet", "lambdarank"),
-    *("approx_ndcg", "soft_rank", "infonce_sampled", "margin_mse"),
-)
-LOSSES: dict[str, dict] = {
-    "wasserstein": {"wasserstein": 1.0, "target_temperature": 0.5},
-    "gaussian": {"wasserstein": 0.0, "gaussian_wasserstein": 1.0, "in_batch_grade": 0.0},
-    "infonce": {"wasserstein": 0.0, "infonce": 1.0, "learn_temperature": True},
-    "groups": {
-        "wasserstein": 0.0,
-        "gaussian_wasserstein": 1.0,
-        "gaussian_paired": 1.0,
-        "gaussian_group_size": 4,
-        "gaussian_solver": "newton_schulz",
-        "in_batch_grade": 0.0,
-    },
-    "all": dict.fromkeys(LOSS_NAMES, 1.0),
-} | {name: {"wasserstein": 0.0, "target_temperature": 0.5, name: 1.0} for name in OTHER_LOSSES}
-
-
-def mesh_of(data: int, fsdp: int) -> Mesh:
-    return jax.make_mesh(
-        (data, fsdp),
-        BATCH_AXES,
-        axis_types=(AxisType.Auto,) * 2,
-        devices=jax.devices()[: data * fsdp],
-    )
-
-
-@pytest.fixture
-def lists(tiny_config: Config, tmp_path: Path) -> PreparedLists:
-    path = tmp_path / "config.yaml"
-    path.write_text(to_yaml(tiny_config))
-    prepare.main(["--config", str(path)])
-    return PreparedLists(Path(tiny_config.data.prepared))
 
 
 def first_batch(lists: PreparedLists, pool_size: int, rows: int) -> Batch:
@@ -75,87 +25,6 @@ def first_batch(lists: PreparedLists, pool_size: int, rows: int) -> Batch:
 def batch(lists: PreparedLists) -> Batch:
     """Two pools of eight lists, every list in a packed row of its own."""
     return first_batch(lists, 8, rows=8)
-
-
-def gradients(config: Config, batch: Batch, mesh: Mesh) -> tuple[float, dict[str, np.ndarray]]:
-    contract = resolve_contract(config)
-    structure, params = split_model(load_model(config.model, contract))
-    if config.loss.learn_temperature:
-        params[LOG_TEMPERATURE] = jnp.log(jnp.float32(config.loss.temperature))
-    state = initial_state(params, make_optimizer(config.optimizer, 10), mesh)
-    loss = make_pool_loss(structure, config, contract, mesh)
-    pool = jax.tree.map(lambda leaf: leaf[0], to_devices(batch, mesh))
-    grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    (value, _), grads = grad(state.params, state.step, pool)
-    return float(value), jax.device_get(grads)
-
-
-def worst_leaf(got: dict, expected: dict) -> float:
-    """Largest |difference| of a leaf in units of max(|leaf|, floor of the global norm)."""
-    norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in expected.values()))
-    return max(
-        np.linalg.norm(got[name] - leaf) / max(np.linalg.norm(leaf), GRADIENT_FLOOR * norm)
-        for name, leaf in expected.items()
-    )
-
-
-def with_loss(config: Config, name: str, dropout: float = 0.0) -> Config:
-    return config.model_copy(
-        update={
-            "loss": config.loss.model_copy(update=LOSSES[name]),
-            "model": config.model.model_copy(update={"dropout": dropout}),
-        }
-    )
-
-
-@pytest.mark.parametrize(
-    ("loss", "layout", "dropout"),
-    [
-        *(
-            pytest.param(name, "data 2 x fsdp 4", 0.1, marks=pytest.mark.slow)
-            for name in (*OTHER_LOSSES, "all")
-        ),
-        ("groups", "fsdp 8", 0.0),
-        ("wasserstein", "data 8", 0.0),
-        ("wasserstein", "fsdp 8", 0.1),
-        ("gaussian", "data 2 x fsdp 4", 0.0),
-        pytest.param("gaussian", "data 8", 0.1, marks=pytest.mark.slow),
-        ("infonce", "fsdp 8", 0.0),
-        pytest.param("infonce", "data 2 x fsdp 4", 0.1, marks=pytest.mark.slow),
-    ],
-)
-def test_eight_devices_give_the_gradient_of_one(
-    tiny_config: Config, lists: PreparedLists, loss: str, layout: str, dropout: float
-):
-    config = with_loss(tiny_config, loss, dropout)
-    one_loss, one = gradients(config, first_batch(lists, 8, rows=1), mesh_of(1, 1))
-    on_eight = first_batch(lists, 8, rows=8)
-    loss_of_eight, eight = gradients(config, on_eight, mesh_of(*LAYOUTS[layout]))
-    assert loss_of_eight == pytest.approx(one_loss, rel=LOSS_RTOL)
-    assert worst_leaf(eight, one) <= GRADIENT_RTOL
-
-
-@pytest.mark.slow
-def test_eight_devices_give_the_gradient_of_one_on_minilm(tmp_path: Path):
-    overrides = [f"data.prepared={tmp_path / 'lists'}", f"train.output={tmp_path / 'run'}"]
-    config = load_config(QUICKSTART, overrides)
-    path = tmp_path / "config.yaml"
-    path.write_text(to_yaml(config))
-    prepare.main(["--config", str(path)])
-    lists = PreparedLists(Path(config.data.prepared))
-    one_loss, one = gradients(config, first_batch(lists, 16, rows=1), mesh_of(1, 1))
-    loss_of_eight, eight = gradients(config, first_batch(lists, 16, rows=8), mesh_of(2, 4))
-    assert loss_of_eight == pytest.approx(one_loss, rel=LOSS_RTOL)
-    assert worst_leaf(eight, one) <= GRADIENT_RTOL
-
-
-def test_the_comparison_notices_a_swapped_grade(tiny_config: Config, batch: Batch):
-    config = with_loss(tiny_config, "wasserstein")
-    _, expected = gradients(config, batch, mesh_of(1, 1))
-    labels = batch.labels.copy()
-    labels[0, 0, :2] = labels[0, 0, 1::-1]
-    _, swapped = gradients(config, batch._replace(labels=labels), mesh_of(8, 1))
-    assert worst_leaf(swapped, expected) > 100 * GRADIENT_RTOL
 
 
 def test_dropout_changes_with_the_step_and_not_with_the_place_in_the_batch(

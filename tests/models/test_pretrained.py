@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from synrank_jax.errors import UserError
 from synrank_jax.hub import model_folder
+from synrank_jax.models.numerics import Numerics
 from synrank_jax.models.pretrained import (
     INDEX_FILE,
     WEIGHTS_FILE,
@@ -52,7 +53,7 @@ def variant(source: Path, folder: Path, tensors: Tensors) -> Path:
 
 
 def load(folder: Path) -> nnx.Module:
-    return load_encoder(folder, compute_dtype="float32", dropout=0.0)
+    return load_encoder(folder, Numerics())
 
 
 def assert_bit_exact(first: Tensors, second: Tensors) -> None:
@@ -162,7 +163,7 @@ def test_truncated_weights_are_refused(saved_bert: Path, tmp_path: Path) -> None
 
 
 def test_abstract_encoder_has_the_shapes_of_the_loaded_one(saved_bert: Path) -> None:
-    abstract = abstract_encoder(saved_bert, compute_dtype="float32", dropout=0.0)
+    abstract = abstract_encoder(saved_bert, Numerics())
     leaves = jax.tree.leaves(nnx.state(abstract))
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
     loaded = jax.tree.leaves(nnx.state(load(saved_bert)))

@@ -1,37 +1,66 @@
-"""Meshes and shardings on eight virtual devices."""
+"""Meshes, and what does not fit on them, on eight virtual devices."""
 
 import jax
 import pytest
-from jax.sharding import PartitionSpec
 
+from synrank_jax.config import MeshConfig
 from synrank_jax.errors import UserError
-from synrank_jax.parallel.mesh import check_pool_divides, fsdp_sharding, make_mesh
+from synrank_jax.parallel.mesh import (
+    batch_devices,
+    check_heads_divide,
+    make_mesh,
+    rows_per_pool,
+)
 
 
-def test_data_takes_what_fsdp_leaves():
-    assert dict(make_mesh(-1, 2).shape) == {"data": 4, "fsdp": 2}
+def test_data_takes_what_fsdp_and_tensor_leave():
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2))
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert batch_devices(mesh) == 4
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [(3, 2), (-1, 3), (8, 2)])
-def test_a_mesh_that_does_not_make_the_devices_is_refused(data: int, fsdp: int):
-    with pytest.raises(UserError, match=f"the {jax.device_count()} devices"):
-        make_mesh(data, fsdp)
+@pytest.mark.parametrize(
+    "shape",
+    [{"data": 3, "fsdp": 2}, {"fsdp": 3}, {"data": 8, "fsdp": 2}, {"data": 4, "tensor": 4}],
+    ids=str,
+)
+def test_a_mesh_that_does_not_make_the_devices_is_refused(shape: dict[str, int]):
+    with pytest.raises(UserError, match=f"the {jax.device_count()} devices.*1, 2, 4 or 8"):
+        make_mesh(MeshConfig(**shape))
+
+
+def test_a_tensor_axis_over_hosts_is_refused():
+    class Device:
+        """As far as a mesh looks at one."""
+
+        def __init__(self, number: int):
+            self.id, self.process_index = number, number // 2
+
+    with pytest.raises(UserError, match=r"mesh.tensor 4 does not divide the 2 devices of a host"):
+        make_mesh(MeshConfig(tensor=4), [Device(number) for number in range(8)])
 
 
 def test_a_pool_the_devices_do_not_divide_names_sizes_that_would_do():
     with pytest.raises(UserError, match=r"20 is not divisible by the 8 devices.*16 or 24"):
-        check_pool_divides(make_mesh(-1, 1), 20)
+        rows_per_pool(make_mesh(MeshConfig()), 20, None)
 
 
-@pytest.mark.parametrize(
-    ("shape", "spec"),
-    [
-        ((6, 16), PartitionSpec(None, "fsdp")),
-        ((32, 16), PartitionSpec("fsdp")),
-        ((7, 5), PartitionSpec()),
-        ((16,), PartitionSpec()),
-        ((), PartitionSpec()),
-    ],
-)
-def test_fsdp_splits_the_longest_divisible_dimension_of_matrices(shape, spec):
-    assert fsdp_sharding(make_mesh(-1, 4), shape).spec == spec
+def test_a_chunk_that_does_not_divide_a_device_s_share_names_sizes_that_would_do():
+    with pytest.raises(UserError, match=r"encode_chunk_size 5 .* 8 queries.*1, 2, 4 or 8 would"):
+        rows_per_pool(make_mesh(MeshConfig()), 64, 5)
+
+
+@pytest.mark.parametrize(("chunk", "rows"), [(None, 8), (8, 8), (100, 8), (2, 32), (1, 64)])
+def test_every_device_has_a_row_for_each_of_its_chunks(chunk: int | None, rows: int):
+    assert rows_per_pool(make_mesh(MeshConfig()), 64, chunk) == rows
+
+
+def test_devices_along_tensor_share_their_lists():
+    assert rows_per_pool(make_mesh(MeshConfig(tensor=4)), 64, 8) == 8
+
+
+def test_heads_the_tensor_axis_does_not_divide_are_refused():
+    with pytest.raises(
+        UserError, match=r"mesh.tensor 8 .* 12 attention heads; 1, 2, 3, 4, 6 or 12"
+    ):
+        check_heads_divide(make_mesh(MeshConfig(tensor=8)), 12)

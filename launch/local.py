@@ -1,0 +1,158 @@
+"""Several training processes on this machine, as several hosts would run them, for trials.
+
+    python launch/local.py --processes 2 -- --config configs/quickstart.yaml
+
+Everything after `--` goes to `python -m synrank_jax.train`. They run on the CPU and talk over gloo.
+The exit code is that of the first process that failed. With --restarts, all are started again after
+a preemption or a lost host, as the launchers of clusters do.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from types import FrameType
+from typing import NamedTuple
+
+from synrank_jax.cli import EXIT_HOST_LOST, EXIT_PREEMPTED
+
+TRAIN = (sys.executable, "-m", "synrank_jax.train")
+# When one ends, the others name it and end by themselves; those that do not in this time are ended.
+GRACE_S = 30.0
+POLL_S = 0.1
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port: int = server.getsockname()[1]
+        return port
+
+
+class Child(NamedTuple):
+    """A process, and the thread that prints what it prints."""
+
+    process: subprocess.Popen[str]
+    echo: threading.Thread
+
+
+def start(processes: int, devices: int, command: Sequence[str]) -> list[Child]:
+    """The processes; each line they print goes to our stdout after their number."""
+    address = f"127.0.0.1:{free_port()}"
+    flags = os.environ.get("XLA_FLAGS", "")
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
+        "PYTHONUNBUFFERED": "1",
+    }
+    children = []
+    for index in range(processes):
+        which = ["--process-count", str(processes), "--process-index", str(index)]
+        process = subprocess.Popen(
+            [*command, "--coordinator", address, *which],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # Ctrl-C comes to us, and we forward it
+        )
+        thread = threading.Thread(target=echo, args=(index, process), daemon=True)
+        thread.start()
+        children.append(Child(process, thread))
+    return children
+
+
+def echo(index: int, process: subprocess.Popen[str]) -> None:
+    """Print what a process prints."""
+    assert process.stdout is not None
+    with process.stdout:
+        for line in process.stdout:
+            print(f"[{index}] {line}", end="", flush=True)
+
+
+def wait(children: Sequence[Child], grace_s: float) -> list[int]:
+    """Exit codes of all, in the order in which they ended; a failure ends the others."""
+    codes: list[int] = []
+    running = list(children)
+    ends: float | None = None
+    while running:
+        for child in [child for child in running if child.process.poll() is not None]:
+            child.echo.join()
+            running.remove(child)
+            codes.append(child.process.returncode)
+            if codes[-1] and ends is None:
+                ends = time.monotonic() + grace_s
+        if ends is not None and time.monotonic() > ends:
+            for child in running:
+                child.process.kill()
+        time.sleep(POLL_S)
+    return codes
+
+
+def run(processes: int, devices: int, restarts: int, command: Sequence[str]) -> int:
+    """Run until all have ended; the exit code of the first that failed, 0 if none did.
+
+    Args:
+        processes: How many.
+        devices: Virtual CPU devices of each.
+        restarts: How often all are started again after exit code 75 or 76.
+        command: What each runs; the options that tell them of each other are added.
+    """
+    children: list[Child] = []
+    asked = False
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        for child in children:
+            if child.process.poll() is None:
+                child.process.send_signal(number)
+
+    asking = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, forward) for number in asking]
+    try:
+        while True:
+            children[:] = start(processes, devices, command)
+            failed = [code for code in wait(children, GRACE_S) if code]
+            restart = bool({EXIT_PREEMPTED, EXIT_HOST_LOST} & set(failed))
+            if asked or not restart or not restarts:
+                break
+            restarts -= 1
+            print("starting all processes again", flush=True)
+    finally:
+        for number, handler in zip(asking, before, strict=True):
+            signal.signal(number, handler)
+    # As a shell has it: 128 + the signal that ended a process.
+    return next((code if code > 0 else 128 - code for code in failed), 0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--processes", type=int, required=True, metavar="N", help="how many")
+    parser.add_argument(
+        "--devices-per-process", type=int, default=1, metavar="K", help="virtual CPU devices each"
+    )
+    parser.add_argument(
+        "--restarts", type=int, default=0, metavar="M", help="start again so often (exit 75, 76)"
+    )
+    parser.add_argument("arguments", nargs="+", metavar="-- ARGUMENT", help="of train")
+    args = parser.parse_args(argv)
+    for name in ("processes", "devices_per_process"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    command = [*TRAIN, *args.arguments]
+    return run(args.processes, args.devices_per_process, args.restarts, command)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
