@@ -18,8 +18,7 @@ from synrank_jax.config_file import to_yaml
 from synrank_jax.contract import contract_of_folder
 from synrank_jax.data.manifest import read_manifest
 from synrank_jax.encoders import load_encoder
-from synrank_jax.engine.checkpoint import CHECKPOINTS
-from synrank_jax.engine.runfolder import claim
+from synrank_jax.engine.runfolder import CHECKPOINTS, claim
 from synrank_jax.engine.updates import BadUpdateError
 from synrank_jax.errors import UserError
 from synrank_jax.evaluate import METRICS_FILE, evaluate_collection, read_collection, write_results

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from synrank_jax.divisors import divisors_named
+
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 
 
@@ -420,7 +422,8 @@ class TrainConfig(Section):
         if self.global_batch_size % (self.pool_size or self.global_batch_size):
             raise ValueError(
                 f"pool_size {self.pool_size} does not divide "
-                f"global_batch_size {self.global_batch_size}"
+                f"global_batch_size {self.global_batch_size}; "
+                f"{divisors_named(self.global_batch_size)} would"
             )
         return self
 
@@ -509,7 +512,10 @@ class Config(Section):
     def _check_statistic(self, name: str) -> None:
         pool, group = self.pool_size(), self.loss.gaussian_group_size
         if pool % (group or pool):
-            raise ValueError(f"loss.gaussian_group_size {group} does not divide the pool of {pool}")
+            raise ValueError(
+                f"loss.gaussian_group_size {group} does not divide the pool of {pool} queries "
+                f"(train.pool_size, default train.global_batch_size); {divisors_named(pool)} would"
+            )
         if (group or pool) == 1:
             field = "train.pool_size" if group is None else "loss.gaussian_group_size"
             raise ValueError(

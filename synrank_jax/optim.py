@@ -107,7 +107,8 @@ def skip_bad_updates(
     ) -> tuple[optax.Updates, SkipState]:
         good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
         if spike_factor is not None:
-            known = state.applied_updates >= LOSS_MEMORY
+            # At its optimum a loss is 0, by rounding less: then nothing is a multiple of it.
+            known = (state.applied_updates >= LOSS_MEMORY) & (state.loss_mean > 0)
             good &= ~(known & (loss > spike_factor * state.loss_mean))
 
         def choose(new: Any, old: Any) -> Any:
@@ -133,9 +134,14 @@ def skip_metrics(before: Any, after: Any) -> dict[str, jax.Array]:
     """What the monitor needs of the optimizer state before and after an update.
 
     Returns:
-        `skipped_updates` since the run began, and `loss_mean`, which this loss was compared with;
-        nothing for an optimizer that applies every update.
+        `skipped_updates` since the run began, this one included; `applied_updates` before it, where
+        the schedule is; and `loss_mean`, which this loss was compared with. Nothing for an
+        optimizer that applies every update.
     """
     if not isinstance(after, SkipState):
         return {}
-    return {"skipped_updates": after.skipped_updates, "loss_mean": before.loss_mean}
+    return {
+        "skipped_updates": after.skipped_updates,
+        "applied_updates": before.applied_updates,
+        "loss_mean": before.loss_mean,
+    }

@@ -1,6 +1,7 @@
 """Where metrics go: a JSONL file that survives kills, TensorBoard, W&B, and the console."""
 
 import json
+import os
 import secrets
 import time
 from collections.abc import Mapping
@@ -65,9 +66,11 @@ class MetricsLog:
         for sink in self._sinks:
             sink.write(step, numbers)
 
-    def flush(self) -> None:
-        """Hand everything written so far to the operating system."""
+    def flush(self, to_disk: bool = False) -> None:
+        """Hand everything written so far to the operating system, or have that write it out."""
         self._file.flush()
+        if to_disk:
+            os.fsync(self._file.fileno())
         for sink in self._sinks:
             sink.flush()
 

@@ -12,17 +12,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
 from rich.console import Console
 
 from synrank_jax.cli import config_parser, parsed_config, run_command
 from synrank_jax.config import Config, TrainConfig
-from synrank_jax.contract import resolve_contract
+from synrank_jax.contract import EncodingContract, resolve_contract
 from synrank_jax.data.pipeline import PreparedLists, batches
 from synrank_jax.engine.batches import on_devices
-from synrank_jax.engine.checkpoint import CHECKPOINTS, Checkpoints, size_bytes
+from synrank_jax.engine.checkpoint import Checkpoints, size_bytes
 from synrank_jax.engine.compilation import use_compilation_cache
 from synrank_jax.engine.distributed import coordination, joined
 from synrank_jax.engine.encoding import load_model
@@ -38,15 +41,19 @@ from synrank_jax.engine.profiling import (
     profile_steps,
 )
 from synrank_jax.engine.runfolder import (
+    CHECKPOINTS,
     check_grades,
     check_same_data,
+    check_same_run,
     check_shared,
     check_space,
     claim,
+    identity,
     locked,
 )
 from synrank_jax.engine.state import (
     LOG_TEMPERATURE,
+    Params,
     TrainState,
     abstract_state,
     initial_state,
@@ -55,6 +62,7 @@ from synrank_jax.engine.state import (
 from synrank_jax.engine.step import make_train_step
 from synrank_jax.engine.updates import UpdateBudget
 from synrank_jax.errors import UserError
+from synrank_jax.models.bert import BertConfig
 from synrank_jax.optim import learning_rate_schedule, make_optimizer
 from synrank_jax.parallel.mesh import check_heads_divide, make_mesh, rows_per_pool
 from synrank_jax.tracking import (
@@ -102,6 +110,36 @@ def run(
         return _run(config, dry_run, on_step, profile, hosts)
 
 
+class Job(NamedTuple):
+    """What a configuration comes to on these devices, with nothing compiled or written yet."""
+
+    config: Config
+    mesh: Mesh
+    rows: int
+    contract: EncodingContract
+    lists: PreparedLists
+    steps: int
+    encoder: BertConfig
+    params: Params
+    tx: optax.GradientTransformationExtraArgs
+    train_step: Any
+
+    def batches_from(self, step: int) -> Iterator[Batch]:
+        """The batches after so many steps, on the devices."""
+        train = self.config.train
+        host = batches(
+            self.lists,
+            seed=train.seed,
+            global_batch_size=train.global_batch_size,
+            pool_size=self.config.pool_size(),
+            start_step=step,
+            rows=self.rows,
+            shard_index=jax.process_index(),
+            shard_count=jax.process_count(),
+        )
+        return on_devices(host, self.mesh)
+
+
 def _run(
     config: Config,
     dry_run: bool,
@@ -109,15 +147,65 @@ def _run(
     profile: range | None,
     hosts: Hosts,
 ) -> Finished | None:
-    leader = jax.process_index() == 0
-    console = Console(quiet=not leader, soft_wrap=True)
+    console = Console(quiet=jax.process_index() != 0, soft_wrap=True)
     use_compilation_cache()
-    train = config.train
-    pool_size = config.pool_size()
+    job = _checked(config, profile)
+    steps = job.steps
+    console.print(
+        f"{steps} steps x {config.train.global_batch_size} of {len(job.lists)} lists, "
+        f"loss pools of {config.pool_size()}; "
+        f"{sum(leaf.size for leaf in job.params.values()) / 1e6:.1f} M weights on "
+        f"{job.mesh.size} {jax.devices()[0].platform} device(s), "
+        + " x ".join(f"{axis} {size}" for axis, size in job.mesh.shape.items())
+    )
+    abstract = abstract_state(job.params, job.tx, job.mesh)
+    if dry_run:
+        compiled = job.train_step.lower(abstract, next(job.batches_from(0))).compile()
+        memory = compiled.memory_analysis()
+        console.print(
+            f"per device: {memory.argument_size_in_bytes / 2**20:.0f} MiB arguments, "
+            f"{memory.temp_size_in_bytes / 2**20:.0f} MiB temporaries"
+        )
+        return None
 
-    # Everything that can be refused is refused before anything is compiled or written.
+    folder = Path(config.train.output).expanduser()
+    own = identity(config, job.contract, job.lists.fingerprint)
+    with ExitStack() as closing:
+
+        def opened() -> tuple[int, dict[str, Any]]:
+            closing.enter_context(locked(folder))
+            claim(folder, config, job.contract)
+            done = tidy(folder / CHECKPOINTS) or 0
+            check_space(folder, size_bytes(abstract), config.train)
+            return done, own
+
+        done, first = hosts.first(opened)
+        check_same_run(first, own)
+        check_shared(folder)
+        checkpoints = Checkpoints(folder, config, job.contract, job.lists.fingerprint)
+        closing.callback(checkpoints.close)
+        if done:
+            check_same_data(
+                checkpoints.data_sha256(done), job.lists.fingerprint, config.data.prepared, folder
+            )
+            state = checkpoints.restore(done, abstract)
+            console.print(f"resuming {folder} after step {done} of {steps}")
+        else:
+            state = initial_state(job.params, job.tx, job.mesh)
+        job.params.clear()  # the state has its own
+        if done < steps:
+            state = _train(job, state, done, checkpoints, console, on_step, profile, hosts)
+        hosts.finishing()
+    console.print(f"trained {steps} steps; one record per step in {folder / METRICS_FILE}")
+    console.print(f"checkpoint of step {steps} in {folder / CHECKPOINTS / str(steps)}")
+    return Finished(state, folder, steps)
+
+
+def _checked(config: Config, profile: range | None) -> Job:
+    """Refuse all that can be refused before anything is compiled or written."""
+    train = config.train
     mesh = make_mesh(config.mesh)
-    rows = rows_per_pool(mesh, pool_size, train.encode_chunk_size)
+    rows = rows_per_pool(mesh, config.pool_size(), train.encode_chunk_size)
     contract = resolve_contract(config)
     lists = PreparedLists(Path(config.data.prepared).expanduser())
     stored = lists.manifest.contract
@@ -128,93 +216,54 @@ def _run(
         check_profile(profile, steps)
     if train.wandb_project is not None:
         require_wandb()
-
-    schedule = learning_rate_schedule(config.optimizer, steps)
     tx = make_optimizer(config.optimizer, steps, train.spike_factor)
     model = load_model(config.model, contract)
     encoder = model.encoder.config
     check_heads_divide(mesh, encoder.num_attention_heads)
     structure, params = split_model(model)
-    del model
     if config.loss.learn_temperature:
         params[LOG_TEMPERATURE] = jnp.log(jnp.float32(config.loss.temperature))
     train_step = make_train_step(structure, tx, config, contract, mesh)
-    console.print(
-        f"{steps} steps x {train.global_batch_size} of {len(lists)} lists, "
-        f"loss pools of {pool_size}; "
-        f"{sum(leaf.size for leaf in params.values()) / 1e6:.1f} M weights on "
-        f"{mesh.size} {jax.devices()[0].platform} device(s), "
-        + " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    )
+    return Job(config, mesh, rows, contract, lists, steps, encoder, params, tx, train_step)
 
-    def read_from(step: int) -> Iterator[tuple[Batch, Batch]]:
-        host = batches(
-            lists,
-            seed=train.seed,
-            global_batch_size=train.global_batch_size,
-            pool_size=pool_size,
-            start_step=step,
-            rows=rows,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
-        )
-        return on_devices(host, mesh)
 
-    abstract = abstract_state(params, tx, mesh)
-    if dry_run:
-        _, batch = next(read_from(0))
-        memory = train_step.lower(abstract, batch).compile().memory_analysis()
-        console.print(
-            f"per device: {memory.argument_size_in_bytes / 2**20:.0f} MiB arguments, "
-            f"{memory.temp_size_in_bytes / 2**20:.0f} MiB temporaries"
-        )
-        return None
-
-    folder = Path(train.output).expanduser()
+def _train(
+    job: Job,
+    state: TrainState,
+    done: int,
+    checkpoints: Checkpoints,
+    console: Console,
+    on_step: Callable[[int], object],
+    profile: range | None,
+    hosts: Hosts,
+) -> TrainState:
+    """From the state after `done` steps to the last one, or until a signal says stop."""
+    config, train, steps = job.config, job.config.train, job.steps
+    folder = checkpoints.folder.parent
+    peak = peak_of_devices(config.model.compute_dtype)
+    console.print(f"mfu is relative to {peak.name}")
     with ExitStack() as closing:
-
-        def opened() -> int:
-            closing.enter_context(locked(folder))
-            claim(folder, config, contract)
-            check_space(folder, size_bytes(abstract), train)
-            return tidy(folder / CHECKPOINTS) or 0
-
-        done = hosts.first(opened)
-        check_shared(folder)
-        checkpoints = Checkpoints(folder, config, contract, lists.fingerprint)
-        closing.callback(checkpoints.close)
-        if done:
-            check_same_data(
-                checkpoints.data_sha256(done), lists.fingerprint, config.data.prepared, folder
-            )
-            state = checkpoints.restore(done, abstract)
-            console.print(f"resuming {folder} after step {done} of {steps}")
-        else:
-            state = initial_state(params, tx, mesh)
-        del params
-        if done < steps:
-            peak = peak_of_devices(config.model.compute_dtype)
-            console.print(f"mfu is relative to {peak.name}")
-            log = metrics_log(config, folder, done) if leader else None
-            if log is not None:
-                closing.callback(log.close)
-            compiling = closing.enter_context(CompileClock())
-            own_lists = config.loss.scope == "list"
-            budget = UpdateBudget(train.skip_updates)
-            monitor = StepMonitor(log, schedule, encoder, own_lists, peak, compiling, budget)
-            profiler = StepProfiler(profile, done, folder, console.print)
-            closing.callback(profiler.close)
-            closing.enter_context(stop_signals(hosts.stop))
-            progress = closing.enter_context(TrainProgress(console, steps, done))
-            source = read_from(done)
+        log = metrics_log(config, folder, done) if jax.process_index() == 0 else None
+        if log is not None:
+            closing.callback(log.close)
+        compiling = closing.enter_context(CompileClock())
+        budget = UpdateBudget(train.skip_updates)
+        schedule = learning_rate_schedule(config.optimizer, steps)
+        own_lists = config.loss.scope == "list"
+        monitor = StepMonitor(log, schedule, job.encoder, own_lists, peak, compiling, budget)
+        profiler = StepProfiler(profile, done, folder, console.print)
+        closing.callback(profiler.close)
+        closing.enter_context(stop_signals(hosts.stop))
+        progress = closing.enter_context(TrainProgress(console, steps, done))
+        source = job.batches_from(done)
         closing.push(hosts.check)
         hosts.resumed(done)
         for step in range(done + 1, steps + 1):
             began = time.perf_counter()
-            _, batch = next(source)
+            batch = next(source)
             wait_s = time.perf_counter() - began
             hosts.begin(step, batch)
-            state, metrics = profiler.run(step, train_step, state, batch)
+            state, metrics = profiler.run(step, job.train_step, state, batch)
             hosts.dispatched(step, metrics["loss"])
             monitor.add(step, metrics, batch, wait_s)
             due = train.save_every is not None and step % train.save_every == 0
@@ -222,7 +271,7 @@ def _run(
             saving = due or step == steps or stopping is not None
             if saving or step % train.log_every == 0:
                 # Checks that all is finite, so a broken state is never saved.
-                progress.update(step, monitor.flush(done))
+                progress.update(step, monitor.flush(done, to_disk=saving))
             if saving:
                 checkpoints.save(step, state, budget.mean_loss())
                 done = step
@@ -230,10 +279,7 @@ def _run(
             if stopping is not None and step < steps:
                 console.print(f"stopped and saved after step {step}; the same command resumes")
                 raise SystemExit(EXIT_CODES[stopping])
-        hosts.finishing()
-    console.print(f"trained {steps} steps; one record per step in {folder / METRICS_FILE}")
-    console.print(f"checkpoint of step {steps} in {folder / CHECKPOINTS / str(steps)}")
-    return Finished(state, folder, steps)
+    return state
 
 
 def total_steps(train: TrainConfig, lists: int) -> int:

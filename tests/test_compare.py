@@ -18,8 +18,7 @@ from synrank_jax import cells, compare, train
 from synrank_jax.cells import FAILED_FILE
 from synrank_jax.config import Config
 from synrank_jax.contract import resolve_contract
-from synrank_jax.engine.checkpoint import CHECKPOINTS
-from synrank_jax.engine.runfolder import locked
+from synrank_jax.engine.runfolder import CHECKPOINTS, locked
 from synrank_jax.engine.updates import BadUpdateError
 from synrank_jax.errors import UserError
 from synrank_jax.experiment import Study

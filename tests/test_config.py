@@ -81,7 +81,7 @@ def test_exactly_one_of_epochs_and_steps(minimal: Path, given: list[str]):
 
 
 def test_pool_size_must_divide_the_batch(minimal: Path):
-    with pytest.raises(UserError, match="pool_size 5 does not divide global_batch_size 16"):
+    with pytest.raises(UserError, match=r"pool_size 5 does not .* 16; 1, 2, 4, 8 or 16 would"):
         load_config(minimal, ["train.pool_size=5"])
 
 
@@ -144,7 +144,7 @@ def test_a_malformed_override_says_how_to_write_it(minimal: Path, override: str)
         ),
         (
             ["loss.gaussian_wasserstein=1", "loss.gaussian_group_size=5"],
-            r"loss\.gaussian_group_size 5 does not divide the pool of 16",
+            r"loss\.gaussian_group_size 5 does not divide the pool of 16 .* 1, 2, 4, 8 or 16 would",
         ),
         (
             ["loss.gaussian_paired=1", "loss.scope=list"],

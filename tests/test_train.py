@@ -21,12 +21,13 @@ from synrank_jax.config_file import to_yaml
 from synrank_jax.contract import CONTRACT_FILE
 from synrank_jax.data import packing
 from synrank_jax.data.pipeline import PreparedLists, batches
-from synrank_jax.engine.checkpoint import CHECKPOINTS, load_trained
+from synrank_jax.engine.checkpoint import load_trained
 from synrank_jax.engine.encoding import checkpoint_encoder
 from synrank_jax.engine.profiling import PROFILE
-from synrank_jax.engine.runfolder import locked
+from synrank_jax.engine.runfolder import CHECKPOINTS, locked
 from synrank_jax.engine.updates import BadUpdateError
 from synrank_jax.errors import UserError
+from synrank_jax.optim import learning_rate_schedule
 from synrank_jax.tracking import read_metrics
 
 # What a record holds beside the clock.
@@ -333,10 +334,13 @@ def test_spikes_are_left_out_within_the_budget(tiny_config: Config, tmp_path: Pa
     records = read_metrics(finished.folder)
     assert [record["step"] for record in records] == list(range(1, 41))
     counts = [record["skipped_updates"] for record in records]
+    rate = learning_rate_schedule(config.optimizer, 40)
     assert not any(counts[:32])
     assert 0 < counts[-1] <= 8
     for record, (before, after) in zip(records[1:], pairwise(counts), strict=True):
         assert (record["loss"] > 1.01 * record["loss_mean"]) == (after > before) or after == 0
+        # Updates left out do not advance the schedule.
+        assert record["learning_rate"] == pytest.approx(float(rate(record["step"] - 1 - before)))
 
 
 def test_a_run_folder_that_cannot_be_written_is_refused(tiny_config: Config, tmp_path: Path):

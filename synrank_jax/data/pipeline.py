@@ -143,22 +143,6 @@ def epoch_order(seed: int, epoch: int, lists: int) -> NDArray[np.int64]:
     return order
 
 
-def batch_statistics(batch: Batch) -> dict[str, float]:
-    """Sizes of a host batch of NumPy arrays.
-
-    Returns:
-        `lists`; `passages` that are not masked; `tokens` of texts; and `padding_share` of all token
-        slots.
-    """
-    tokens = int(np.count_nonzero(batch.texts.segment_ids >= 0))
-    return {
-        "lists": batch.sample_ids.size,
-        "passages": int(np.count_nonzero(batch.where)),
-        "tokens": tokens,
-        "padding_share": 1 - tokens / batch.texts.segment_ids.size,
-    }
-
-
 class _Pools(NamedTuple):
     """How a step is cut: N pools of Q queries in R rows, and which of them this host has."""
 

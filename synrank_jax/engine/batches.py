@@ -20,12 +20,12 @@ def to_devices(batch: Batch, mesh: Mesh) -> Batch:
     return placed
 
 
-def on_devices(host_batches: Iterator[Batch], mesh: Mesh) -> Iterator[tuple[Batch, Batch]]:
-    """(host batch, device batch) pairs of an endless stream, the next always on its way.
+def on_devices(host_batches: Iterator[Batch], mesh: Mesh) -> Iterator[Batch]:
+    """The batches of an endless stream on the devices, the next always on its way.
 
     A step therefore never waits for a transfer, even if its metrics are fetched before the next
     begins; reading and decoding run ahead in the pipeline's own threads.
     """
-    pairs = ((batch, to_devices(batch, mesh)) for batch in host_batches)
-    for pair, _ in itertools.pairwise(pairs):
-        yield pair
+    placed = (to_devices(batch, mesh) for batch in host_batches)
+    for batch, _ in itertools.pairwise(placed):
+        yield batch

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from synrank_jax.config import Config
@@ -26,10 +27,9 @@ from synrank_jax.engine.integrity import (
     newest_whole,
     remove_half_written,
 )
+from synrank_jax.engine.runfolder import CHECKPOINTS
 from synrank_jax.engine.state import LOG_TEMPERATURE, Params, TrainState
 from synrank_jax.errors import UserError
-
-CHECKPOINTS = "checkpoints"
 
 # Orbax reports every save at INFO, warns about restores we ask for on purpose, and prints a stack
 # for each thread of a failed save, which we turn into one error.
@@ -113,22 +113,26 @@ class Checkpoints:
         """The state after `step` updates, laid out as `abstract` says (any mesh).
 
         Raises:
-            UserError: it is the state of another model, or of another version of this program.
+            UserError: it is the state of another model, or of another version of this program, or
+                cannot be read.
         """
         folder = self.folder / str(step)
-        stored = {
-            name: leaf.shape for name, leaf in self._manager.item_metadata(step)["params"].items()
-        }
-        wanted = {name: leaf.shape for name, leaf in abstract.params.items()}
-        for name in sorted(stored.keys() | wanted.keys()):
-            there, here = stored.get(name, "missing"), wanted.get(name, "missing")
-            if there != here:
-                raise UserError(
-                    f"{folder}: weight {name} is {there} there and {here} in model.path "
-                    f"{self._config.model.path}: a checkpoint of another model; set another "
-                    "train.output"
-                )
         try:
+            metadata = self._manager.item_metadata(step)
+            _check_same_shapes(
+                metadata["params"],
+                abstract.params,
+                f"{folder}: weight",
+                f"in model.path {self._config.model.path}: a checkpoint of another model; set "
+                "another train.output",
+            )
+            _check_same_shapes(
+                metadata["optimizer"],
+                abstract.opt_state,
+                f"{folder}: state",
+                "here: a checkpoint of another version of this program; finish the run with the "
+                "version that began it, or set another train.output",
+            )
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -136,11 +140,10 @@ class Checkpoints:
                     optimizer=ocp.args.StandardRestore(abstract.opt_state),
                 ),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OSError) as error:
             raise UserError(
-                f"{folder}: its optimizer state is not that of this version "
-                f"({first_line(error)}); finish the run with the version that began it, or set "
-                "another train.output"
+                f"{folder} cannot be read ({first_line(error)}): run the same command again, which "
+                "looks for the newest checkpoint that can"
             ) from error
         counter = jax.device_put(np.int32(step), abstract.step.sharding)
         return TrainState(restored["params"], restored["optimizer"], counter)
@@ -181,6 +184,30 @@ class Checkpoints:
                 f"({first_line(error)}); make room or see to the folder, then run the same "
                 "command again"
             ) from error
+
+
+def _check_same_shapes(stored: Any, wanted: Any, what: str, where: str) -> None:
+    """Compare what a checkpoint holds with what is to be restored, leaf by leaf."""
+    stored, wanted = _leaf_shapes(stored), _leaf_shapes(wanted)
+    for name in sorted(stored.keys() | wanted.keys()):
+        there, here = stored.get(name, "missing"), wanted.get(name, "missing")
+        if there != here:
+            raise UserError(f"{what} {name} is {there} there and {here} {where}")
+
+
+def _leaf_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Dotted name -> shape; Orbax gives the fields of a tuple back as entries of a dictionary."""
+
+    def name(key: Any) -> str:
+        match key:
+            case GetAttrKey(name=part) | SequenceKey(idx=part) | DictKey(key=part):
+                return str(part)
+        raise TypeError(key)
+
+    return {
+        ".".join(map(name, path)): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def size_bytes(state: TrainState) -> int:

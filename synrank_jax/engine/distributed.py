@@ -86,7 +86,7 @@ def joined(where: Coordination | None, timeout_s: float) -> Iterator[None]:
         timeout_s: How long to wait for them, at the beginning and at the end.
 
     Raises:
-        HostLostError: the coordinator does not answer.
+        HostLostError: the coordinator does not answer, or lets this process not in.
         UserError: nothing in the environment tells of other processes.
     """
     began = time.monotonic()
@@ -113,7 +113,7 @@ def joined(where: Coordination | None, timeout_s: float) -> Iterator[None]:
                 "--coordinator HOST:PORT, --process-count and --process-index"
             ) from error
         except RuntimeError as error:
-            raise UserError(f"cannot join the other processes: {error}") from error
+            raise HostLostError(f"cannot join the other processes: {error}") from error
     try:
         yield
     finally:  # after an error of this process alone, `hosts.Hosts` does not let it come here

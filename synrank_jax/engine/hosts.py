@@ -72,7 +72,7 @@ class Hosts:
         self._advanced_at = now
         self._shapes: set[Any] = set()
         self._running: deque[tuple[int, Any]] = deque()
-        self._telling = threading.RLock()
+        self._noting, self._publishing = threading.Lock(), threading.Lock()
         self._ending = threading.Lock()
         self._closed = threading.Event()
 
@@ -117,8 +117,8 @@ class Hosts:
             self._leave(Verdict(code, message))
 
     def resumed(self, step: int) -> None:
-        """So many steps are completed."""
-        self._tell(begun=step, completed=step)
+        """So many steps are completed, and the next can begin."""
+        self._tell(begun=step, completed=step, busy=False)
 
     def begin(self, step: int, batch: Any) -> None:
         """This process has the data of a step and dispatches it; a new shape is compiled first."""
@@ -152,7 +152,7 @@ class Hosts:
         """Note something for the next beat; how a process ends is told at once, if it can be."""
         if self._store is None:
             return
-        with self._telling:
+        with self._noting:
             self._mine = self._mine._replace(**values)
         if "code" in values:
             with suppress(RuntimeError):
@@ -160,11 +160,13 @@ class Hosts:
 
     def _publish(self) -> None:
         assert self._store is not None
-        with self._telling:
-            while self._running and self._running[0][1].is_ready():
-                self._mine = self._mine._replace(completed=self._running.popleft()[0])
-            self._mine = self._mine._replace(beat=self._mine.beat + 1)
-            text = self._mine.to_json()
+        with self._publishing:  # in order
+            # The store may hang, as when process 0 is frozen: training goes on noting meanwhile.
+            with self._noting:
+                while self._running and self._running[0][1].is_ready():
+                    self._mine = self._mine._replace(completed=self._running.popleft()[0])
+                self._mine = self._mine._replace(beat=self._mine.beat + 1)
+                text = self._mine.to_json()
             self._store.key_value_set(f"{RECORDS}{self._index}", text, allow_overwrite=True)
 
     def _tell_on(self) -> None:
@@ -213,6 +215,8 @@ class Hosts:
     def _judge(self, silence_s: float) -> Verdict | None:
         now = time.monotonic()
         idle = now - self._advanced_at
+        if idle > self._limit_s:  # if a host is silent by now, it is why
+            silence_s = self._suspect_s
         return judge(
             dict(self._seen),
             self._index,
@@ -225,8 +229,9 @@ class Hosts:
         print(f"error: {verdict.message}", file=sys.stderr, flush=True)
 
     def _leave(self, verdict: Verdict) -> None:
-        """End the process when the others had the time to read why."""
-        self._tell(code=verdict.code, message=verdict.message)
+        """End the process when the others had the time to read why, if the store answers."""
+        words = {"code": verdict.code, "message": verdict.message}
+        threading.Thread(target=self._tell, kwargs=words, daemon=True).start()
         time.sleep(3 * self._beat_s)
         self._closed.set()
         self._end(verdict.code)

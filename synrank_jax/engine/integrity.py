@@ -8,6 +8,8 @@ from pathlib import Path
 
 import tensorstore as ts
 
+from synrank_jax.errors import UserError
+
 # Orbax gives a checkpoint its final name when all is written.
 HALF_WRITTEN = "*.orbax-checkpoint-tmp*"
 # What a step's folder holds: arrays, and JSON beside them.
@@ -37,18 +39,25 @@ def tidy(folder: Path) -> int | None:
     """Before a run begins or resumes: `newest_whole`, and out of the way what is none.
 
     Half-written checkpoints are removed, damaged ones renamed to STEP.damaged.
+
+    Raises:
+        UserError: there are checkpoints, and none is whole.
     """
     for path in folder.glob(HALF_WRITTEN):
         log.warning("%s was not written to the end and is removed", path)
     remove_half_written(folder)
     newest = newest_whole(folder)
-    for path in folder.glob("*"):
-        if path.name.isdecimal() and int(path.name) > (newest or 0):
+    steps = [path for path in folder.glob("*") if path.name.isdecimal()]
+    if newest is None and steps:
+        raise UserError(
+            f"{folder}: none of the {len(steps)} checkpoints can be read to the end; bring one "
+            "back from a copy, set another train.output, or remove it to begin anew"
+        )
+    for path in steps:
+        if int(path.name) > (newest or 0):
             aside = path.with_name(f"{path.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-            if newest is None:
-                log.warning("no whole checkpoint in %s: the run begins again", folder)
     return newest
 
 

@@ -67,10 +67,14 @@ class StepMonitor:
         slots, shape = batch.texts.segment_ids.size, batch.labels.shape
         self._pending.append(_Step(step, metrics, slots, shape, wait_s, self._compiling.take()))
 
-    def flush(self, last_checkpoint: int) -> str:
+    def flush(self, last_checkpoint: int, to_disk: bool = False) -> str:
         """Wait for the pending steps, write their records, and return a note for the console.
 
         Rates are those of the window since the last flush, compilation left out.
+
+        Args:
+            last_checkpoint: its step, 0 before the first.
+            to_disk: the records survive a crash of the machine, as those of a checkpoint must.
 
         Raises:
             BadUpdateError: names the first step that was bad beyond the budget.
@@ -88,7 +92,8 @@ class StepMonitor:
                 self._write({**record, **window})
                 self._budget.check(record, steps, last_checkpoint)
         finally:
-            self._flush_log()
+            if self._log is not None:
+                self._log.flush(to_disk)
         self._window_began = time.perf_counter()
         waited = sum(record["data_wait_s"] for record in records)
         return (
@@ -102,12 +107,10 @@ class StepMonitor:
         pools, queries, size = step.shape
         pairs = pools * queries * (size if self._own_lists else queries * size)
         tokens, squared = int(metrics["tokens"]), float(metrics["squared_lengths"])
-        # Updates left out do not advance the schedule.
-        applied = step.step - 1 - int(metrics["skipped_updates"])
         return {
             "step": step.step,
             **{name: value.item() for name, value in metrics.items()},
-            "learning_rate": float(self._schedule(max(applied, 0))),
+            "learning_rate": float(self._schedule(int(metrics["applied_updates"]))),
             "samples": f"{int(metrics['samples']):08x}",
             "lists": pools * queries,
             "padding_share": 1 - tokens / step.slots,
@@ -131,14 +134,11 @@ class StepMonitor:
         }
 
     def _write(self, record: dict[str, Any]) -> None:
-        unwritten = ("step", "flops", "squared_lengths")  # two of them only serve the rates
+        # They only serve the rates.
+        unwritten = ("step", "flops", "squared_lengths", "applied_updates")
         written = {name: value for name, value in record.items() if name not in unwritten}
         if self._log is not None:
             self._log.write(record["step"], written)
-
-    def _flush_log(self) -> None:
-        if self._log is not None:
-            self._log.flush()
 
 
 def memory_peak() -> dict[str, int]:

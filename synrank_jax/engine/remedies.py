@@ -5,6 +5,7 @@ from itertools import islice
 from typing import Any
 
 from synrank_jax.config import Config, Section
+from synrank_jax.divisors import divisors
 from synrank_jax.engine.plan import Plan
 
 MOST_COMPILED = 4
@@ -58,7 +59,7 @@ def _candidates(config: Config, failed: Plan) -> Iterator[dict[str, int | str]]:
     base: dict[str, int | str] = {}
     capacity, state, fsdp = failed.capacity_bytes, failed.state_bytes, failed.mesh["fsdp"]
     if capacity and state > LARGE_STATE * capacity:
-        wider = [size for size in _divisors(failed.chips // failed.mesh["tensor"]) if size > fsdp]
+        wider = [size for size in divisors(failed.chips // failed.mesh["tensor"]) if size > fsdp]
         fitting = [size for size in wider if state * fsdp / size < LARGE_STATE * capacity]
         if wider:
             base = {"mesh.data": -1, "mesh.fsdp": (fitting or wider[-1:])[0]}
@@ -73,13 +74,9 @@ def _candidates(config: Config, failed: Plan) -> Iterator[dict[str, int | str]]:
         yield {**base, "model.remat": "dots"}
     devices = failed.mesh["data"] * failed.mesh["fsdp"]
     now = failed.encode_chunk_size
-    smaller = [size for size in _divisors(failed.pool_size // devices) if size < now]
+    smaller = [size for size in divisors(failed.pool_size // devices) if size < now]
     fitting = [size for size in smaller if may_fit(size / now)]
     for size in reversed(fitting[-2:]):
         yield {**base, "train.encode_chunk_size": size}
     least: dict[str, int | str] = {"train.encode_chunk_size": smaller[0]} if smaller else {}
     yield {**base, **least, "model.remat": "layer"}
-
-
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]

@@ -16,6 +16,7 @@ from synrank_jax.data.manifest import Manifest
 from synrank_jax.errors import UserError
 from synrank_jax.files import write_text
 
+CHECKPOINTS = "checkpoints"
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = "lock"
 
@@ -151,7 +152,7 @@ def check_space(run: Path, state_bytes: int, train: TrainConfig) -> None:
             f"{there}, a checkpoint needs {state_bytes / 2**30:.2f} GiB; make room, or set another "
             "train.output"
         )
-    held = sum(1 for path in (run / "checkpoints").glob("[0-9]*"))
+    held = sum(path.name.isdecimal() for path in (run / CHECKPOINTS).glob("*"))
     if free + held * state_bytes < wanted:
         log.warning(
             "%s, but %d checkpoints of %.2f GiB are kept and one is written beside them: %.2f GiB",
@@ -159,6 +160,48 @@ def check_space(run: Path, state_bytes: int, train: TrainConfig) -> None:
             train.keep_checkpoints + train.keep_best,
             state_bytes / 2**30,
             wanted / 2**30,
+        )
+
+
+def identity(config: Config, contract: EncodingContract, data_sha256: str) -> dict[str, Any]:
+    """What must be the same on all hosts, in JSON: everything but where their folders are.
+
+    Args:
+        config: the configuration.
+        contract: how texts are encoded.
+        data_sha256: fingerprint of the prepared lists.
+    """
+    elsewhere: Any = {"train": {"output"}, "data": {"prepared"}, "evaluation": True}
+    sections = config.model_dump(mode="json", exclude=elsewhere)
+    sections["contract"] = contract.model_dump(mode="json")
+    sections["data"]["prepared (fingerprint)"] = data_sha256
+    return {
+        f"{section}.{field}": value
+        for section, fields in sections.items()
+        for field, value in fields.items()
+    }
+
+
+def check_same_run(first: dict[str, Any], own: dict[str, Any]) -> None:
+    """Refuse to train with another configuration or other data than process 0.
+
+    Args:
+        first: `identity` of process 0.
+        own: that of this process.
+
+    Raises:
+        UserError: names every field.
+    """
+    changed = [
+        f"  {name}: {first.get(name)!r} on process 0, {own.get(name)!r} here"
+        for name in sorted(first.keys() | own.keys())
+        if first.get(name) != own.get(name)
+    ]
+    if changed:
+        raise UserError(
+            "the hosts do not train the same:\n"
+            + "\n".join(changed)
+            + "\nstart all of them with one configuration and the same prepared lists"
         )
 
 

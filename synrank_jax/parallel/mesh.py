@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from synrank_jax.config import MeshConfig
+from synrank_jax.divisors import divisors_named
 from synrank_jax.errors import UserError
 from synrank_jax.types import BATCH_AXES, DATA, FSDP, TENSOR
 
@@ -32,13 +33,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         raise UserError(
             f"mesh.data {config.data} x mesh.fsdp {config.fsdp} x mesh.tensor {config.tensor} does "
             f"not make the {count} devices here; mesh.fsdp x mesh.tensor must divide {count} "
-            f"({_names(_divisors(count))}), and mesh.data be -1 or what is left"
+            f"({divisors_named(count)}), and mesh.data be -1 or what is left"
         )
     hosts = len({device.process_index for device in devices})
     if count // hosts % config.tensor:
         raise UserError(
             f"mesh.tensor {config.tensor} does not divide the {count // hosts} devices of a host, "
-            f"which read the same lists; {_names(_divisors(count // hosts))} would"
+            f"which read the same lists; {divisors_named(count // hosts)} would"
         )
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(
@@ -76,7 +77,7 @@ def rows_per_pool(mesh: Mesh, pool_size: int, encode_chunk_size: int | None) -> 
     if share % chunk:
         raise UserError(
             f"train.encode_chunk_size {chunk} does not divide the {share} queries that each of "
-            f"{devices} devices has of a pool of {pool_size}; {_names(_divisors(share))} would"
+            f"{devices} devices has of a pool of {pool_size}; {divisors_named(share)} would"
         )
     return devices * (share // chunk)
 
@@ -90,7 +91,7 @@ def check_heads_divide(mesh: Mesh, heads: int) -> None:
     if heads % mesh.shape[TENSOR]:
         raise UserError(
             f"mesh.tensor {mesh.shape[TENSOR]} does not divide the encoder's {heads} attention "
-            f"heads; {_names(_divisors(heads))} would"
+            f"heads; {divisors_named(heads)} would"
         )
 
 
@@ -107,12 +108,3 @@ def rows(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
-
-
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
-
-
-def _names(sizes: list[int]) -> str:
-    *first, last = map(str, sizes)
-    return f"{', '.join(first)} or {last}" if first else last

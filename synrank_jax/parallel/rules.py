@@ -5,6 +5,7 @@ scatters their gradients. `tensor` splits what is computed (Shoeybi et al. 2019,
 the first matmul of a pair by columns, the second by rows, so that one sum follows each pair.
 """
 
+import math
 import re
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from synrank_jax.divisors import divisors_named
 from synrank_jax.errors import UserError
 from synrank_jax.types import FSDP, TENSOR
 
@@ -65,12 +67,9 @@ def weight_spec(
         )
     for length, axis in zip(shape, axes, strict=True):
         if axis is not None and length % mesh.shape[axis]:
-            fits = [
-                size for size in range(1, mesh.size + 1) if not (length % size or mesh.size % size)
-            ]
             raise UserError(
                 f"mesh.{axis} {mesh.shape[axis]} does not divide the {length} of weight {name} "
-                f"{list(shape)}; {', '.join(map(str, fits))} would"
+                f"{list(shape)}; {divisors_named(math.gcd(length, mesh.size))} would"
             )
     split = [axis if axis and mesh.shape[axis] > 1 else None for axis in axes]
     while split and split[-1] is None:  # as XLA names the shardings of its results

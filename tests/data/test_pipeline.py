@@ -8,7 +8,7 @@ import pytest
 from example_contexts import make_contexts
 
 from synrank_jax.data import manifest as manifest_module
-from synrank_jax.data.pipeline import PreparedLists, batch_statistics, batches, epoch_order
+from synrank_jax.data.pipeline import PreparedLists, batches, epoch_order
 from synrank_jax.errors import UserError
 
 LISTS = 23
@@ -229,20 +229,6 @@ def test_rows_hold_the_lists_of_their_pool_in_order(lists):
         assert wide.texts.places.shape == (2, 2, 10)
         for pool, row, text in np.ndindex(2, 4, 5):
             assert text_tokens(narrow, pool, row, text) == text_tokens(wide, pool, row, text)
-
-
-def test_statistics_count_tokens_and_padding(lists, word_tokenizer, contract):
-    (batch,) = stream(lists, 1)
-    contexts = [make_contexts(LISTS)[sample] for sample in batch.sample_ids.ravel()]
-    texts = [passage.text for context in contexts for passage in context.passages]
-    texts += [contract.query_prompt + context.query for context in contexts]
-    tokens = sum(len(word_tokenizer.encode(text).ids) for text in texts)
-    assert batch_statistics(batch) == {
-        "lists": 8,
-        "passages": batch.where.sum(),
-        "tokens": tokens,
-        "padding_share": 1 - tokens / batch.texts.input_ids.size,
-    }
 
 
 def test_prepared_lists_can_be_pickled(lists):

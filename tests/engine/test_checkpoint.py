@@ -15,9 +15,9 @@ import pytest
 
 from synrank_jax.config import Config
 from synrank_jax.contract import EncodingContract, resolve_contract
-from synrank_jax.engine.checkpoint import CHECKPOINTS, Checkpoints, size_bytes
+from synrank_jax.engine.checkpoint import Checkpoints, size_bytes
 from synrank_jax.engine.integrity import damage, tidy
-from synrank_jax.engine.runfolder import check_space
+from synrank_jax.engine.runfolder import CHECKPOINTS, check_space
 from synrank_jax.engine.state import TrainState
 from synrank_jax.errors import UserError
 
@@ -109,13 +109,16 @@ def test_half_written_checkpoints_are_named_and_removed(
     assert not half.exists()
 
 
-def test_with_no_whole_checkpoint_the_run_begins_again(
-    saved: Path, caplog: pytest.LogCaptureFixture
-):
+def test_with_no_whole_checkpoint_nothing_is_begun_anew(saved: Path):
     for step in (1, 2):
         shutil.rmtree(saved / str(step) / "params")
-    assert tidy(saved) is None
-    assert "the run begins again" in caplog.text
+    with pytest.raises(UserError, match=r"none of the 2 checkpoints .* remove it to begin anew"):
+        tidy(saved)
+    assert kept(saved) == [1, 2]
+
+
+def test_a_folder_without_checkpoints_is_begun(tmp_path: Path):
+    assert tidy(tmp_path / CHECKPOINTS) is None
 
 
 def test_whole_checkpoints_are_left_alone(saved: Path, caplog: pytest.LogCaptureFixture):
@@ -141,8 +144,17 @@ def test_a_checkpoint_of_another_model_is_refused(saved: Path, tiny_config: Conf
 def test_an_optimizer_state_of_another_layout_is_refused(saved: Path, tiny_config, contract):
     checkpoints = opened(tiny_config, contract, saved.parent)
     other = state(0)._replace(opt_state={"nu": jnp.zeros(3)})
-    with pytest.raises(UserError, match="optimizer state is not that of this version"):
+    with pytest.raises(UserError, match=r"2: state mu is \(4, 1000\) there and missing here"):
         checkpoints.restore(2, other)
+    checkpoints.close()
+
+
+def test_a_checkpoint_that_breaks_while_it_is_read_is_one_error(saved: Path, tiny_config, contract):
+    checkpoints = opened(tiny_config, contract, saved.parent)
+    for path in files(saved / "2", "params/d/*"):
+        path.write_bytes(b"x")
+    with pytest.raises(UserError, match=r"2 cannot be read .*: run the same command again"):
+        checkpoints.restore(2, state(0))
     checkpoints.close()
 
 

@@ -97,7 +97,7 @@ class Compiling:
 
 def metrics(loss: float, **others: float) -> dict[str, jax.Array]:
     values = {"loss": loss, "grad_norm": 1.0, "param_norm": 2.0, "skipped_updates": 0.0}
-    values |= {"loss_mean": 0.5, **others}
+    values |= {"applied_updates": 0.0, "loss_mean": 0.5, **others}
     return {name: jnp.float32(value) for name, value in values.items()} | batch_counts(batch())
 
 
@@ -124,7 +124,7 @@ def test_rates_leave_compilation_out(
     monkeypatch.setattr(monitor_module, "time", clock)
     monitor, log = monitor_of(tmp_path, Compiling(6.0, 0.0), own_lists)
     monitor.add(1, metrics(0.5), batch(), wait_s=1.0)
-    monitor.add(2, metrics(0.25), batch(), wait_s=1.5)
+    monitor.add(2, metrics(0.25, applied_updates=1), batch(), wait_s=1.5)
     clock.now += 10  # 6 s of it compiling
     note = monitor.flush(0)
     log.close()
@@ -142,7 +142,7 @@ def test_rates_leave_compilation_out(
         assert record["tokens_per_s"] == 2 * TOKENS / 4
         flops = 2 * step_flops(ENCODER, TOKENS, SQUARED, pairs)
         assert record["mfu"] == pytest.approx(flops / 4 / 1e6, rel=1e-6)
-        assert record.keys().isdisjoint({"flops", "squared_lengths"})
+        assert record.keys().isdisjoint({"flops", "squared_lengths", "applied_updates"})
     assert note.startswith("loss 0.2500  4.0 lists/s  mfu ")
     assert note.endswith("data wait 25%")
 
@@ -179,16 +179,16 @@ def test_a_process_that_does_not_log_still_notices_what_is_not_finite():
 def test_bad_updates_are_left_out_up_to_the_budget(tmp_path: Path, values: dict, message: str):
     monitor, log = monitor_of(tmp_path, Compiling(0.0, 0.0, 0.0), skip_updates=1)
     monitor.add(1, metrics(0.5), batch(), wait_s=0.0)
-    monitor.add(2, metrics(**values, skipped_updates=1), batch(), wait_s=0.0)
+    monitor.add(2, metrics(**values, skipped_updates=1, applied_updates=1), batch(), wait_s=0.0)
     monitor.flush(0)
-    monitor.add(3, metrics(**values, skipped_updates=2), batch(), wait_s=0.0)
+    monitor.add(3, metrics(**values, skipped_updates=2, applied_updates=1), batch(), wait_s=0.0)
     with pytest.raises(BadUpdateError, match=f"{message}.*train.skip_updates above 1"):
         monitor.flush(0)
     log.close()
     records = read_metrics(tmp_path)
     assert [record["skipped_updates"] for record in records] == [0, 1, 2]
     # The schedule goes by applied updates: none before the first, one ever after.
-    assert [record["learning_rate"] for record in records] == [0.5, 0.5, 0.5]
+    assert [record["learning_rate"] for record in records] == [0.5, 0.25, 0.25]
 
 
 def test_the_mean_loss_of_a_checkpoint_is_since_the_one_before():

@@ -36,7 +36,7 @@ def test_a_rule_that_does_not_fit_the_dimensions_is_refused(axes: tuple[str, ...
 
 
 def test_an_axis_that_does_not_divide_its_dimension_names_sizes_that_would():
-    with pytest.raises(UserError, match=r"mesh.fsdp 8 does not divide the 12 .*; 1, 2, 4 would"):
+    with pytest.raises(UserError, match=r"mesh.fsdp 8 does not divide the 12 .*; 1, 2 or 4 would"):
         weight_spec(KERNEL, (32, 12), make_mesh(MeshConfig(fsdp=8)))
 
 
