@@ -128,12 +128,14 @@ def test_the_death_of_process_0_is_named_too(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
 def test_a_host_that_stands_still_is_named_within_the_limit(
     config: Config,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    index: int,
 ):
-    code = on_two_hosts(tmp_path, monkeypatch, ("SIGSTOP", 1, 10), stall_timeout=20.0)
+    code = on_two_hosts(tmp_path, monkeypatch, ("SIGSTOP", index, 10), stall_timeout=20.0)
     assert code == EXIT_HOST_LOST
-    assert "[0] error: host 1 (" in capsys.readouterr().out
+    assert f"[{1 - index}] error: host {index} (" in capsys.readouterr().out

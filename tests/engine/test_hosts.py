@@ -1,5 +1,6 @@
 """Hosts without processes: what they conclude from what they tell each other."""
 
+import json
 import os
 import signal
 import socket
@@ -7,16 +8,20 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from functools import partial
 
 import jax.numpy as jnp
 import pytest
 
 from synrank_jax.cli import EXIT_HOST_LOST, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR
+from synrank_jax.config import Config
+from synrank_jax.contract import resolve_contract
 from synrank_jax.engine.distributed import Coordination, First, coordination, joined
 from synrank_jax.engine.hosts import Hosts
 from synrank_jax.engine.liveness import Record, Seen, Verdict, judge
 from synrank_jax.engine.preemption import Agreed, Offer, Stop, decide
+from synrank_jax.engine.runfolder import check_same_run, identity
 from synrank_jax.errors import HostLostError, UserError
 
 # Long enough for a thread to be scheduled on a loaded machine.
@@ -24,19 +29,26 @@ PATIENCE_S = 60.0
 
 
 class FakeStore:
-    """One process' way to the store; after `cut` it is as dead for the others."""
+    """One process' way to the store; after `cut` it is as dead for the others.
+
+    While `thawed` is not set, the store is frozen: calls hang, as with process 0 stopped.
+    """
 
     def __init__(self, values: dict[str, str]) -> None:
         self.values = values
         self.cut = False
+        self.thawed = threading.Event()
+        self.thawed.set()
 
     def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None:
+        self.thawed.wait()
         if self.cut:
             raise RuntimeError("UNAVAILABLE")
         assert allow_overwrite or key not in self.values
         self.values[key] = value
 
     def key_value_dir_get(self, key: str) -> list[tuple[str, str]]:
+        self.thawed.wait()
         if self.cut:
             raise RuntimeError("UNAVAILABLE")
         return [(name, value) for name, value in list(self.values.items()) if name.startswith(key)]
@@ -178,6 +190,44 @@ def test_a_slow_host_is_named_after_the_first_step(capsys: pytest.CaptureFixture
     assert "last completed step 1, has not begun the next in" in capsys.readouterr().err
 
 
+def test_a_frozen_store_ends_the_process_and_holds_up_no_step(capsys: pytest.CaptureFixture[str]):
+    group = Group(limit_s=1.0)
+    one, other = group.hosts
+    frozen = group.stores[1].thawed
+    with one, other:
+        for host in group.hosts:
+            host.resumed(4)
+        time.sleep(0.3)
+        frozen.clear()
+        began = time.monotonic()
+        for step in (5, 6):
+            other.begin(step, jnp.zeros(2))
+            other.dispatched(step, jnp.zeros(2))
+        assert time.monotonic() - began < 0.5
+        group.wait_for_end(1)
+        frozen.set()
+    assert group.codes[1] == EXIT_HOST_LOST
+    assert "last completed step 4, silent for" in capsys.readouterr().err
+
+
+def test_who_is_silent_when_no_step_ends_in_time_is_named(capsys: pytest.CaptureFixture[str]):
+    """Host 1 stops telling half a limit after the last step; host 0 has begun the next one."""
+    group = Group(limit_s=2.0)
+    one, other = group.hosts
+    with one, other:
+        for host in group.hosts:
+            for step in (1, 2):
+                host.begin(step, jnp.zeros(2))
+                host.dispatched(step, jnp.zeros(2))
+        time.sleep(0.9)
+        group.stores[1].cut = True
+        group.wait_for_end(0)
+    errors = capsys.readouterr().err
+    assert group.codes[0] == EXIT_HOST_LOST
+    assert "last completed step 2, silent for" in errors
+    assert "all wait in it" not in errors
+
+
 def test_a_signal_to_one_host_stops_both_after_one_step():
     group = Group(limit_s=5.0)
     stopped: dict[int, tuple[int, int | None]] = {}
@@ -267,6 +317,36 @@ def test_a_port_in_use_is_refused():
         where = Coordination(f"127.0.0.1:{port}", 2, 0)
         with pytest.raises(UserError, match=f"cannot listen on port {port}"), joined(where, 5):
             pytest.fail("joined nobody")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, None),
+        ({"train": {"output": "elsewhere"}, "data": {"prepared": "elsewhere"}}, None),
+        ({"train": {"save_every": 3}}, r"train\.save_every: 2 on process 0, 3 here"),
+        ({"mesh": {"fsdp": 2}}, r"mesh\.fsdp: 1 on process 0, 2 here"),
+    ],
+    ids=["equal", "folders", "settings", "mesh"],
+)
+def test_hosts_with_other_settings_are_refused(
+    tiny_config: Config, change: dict, message: str | None
+):
+    contract = resolve_contract(tiny_config)
+    sections = {
+        section: getattr(tiny_config, section).model_copy(update=values)
+        for section, values in change.items()
+    }
+    first = json.loads(json.dumps(identity(tiny_config, contract, "sha")))
+    own = identity(tiny_config.model_copy(update=sections), contract, "sha")
+    with nullcontext() if message is None else pytest.raises(UserError, match=message):
+        check_same_run(first, own)
+
+
+def test_hosts_with_other_lists_are_refused(tiny_config: Config):
+    first, own = (identity(tiny_config, resolve_contract(tiny_config), name) for name in "ab")
+    with pytest.raises(UserError, match=r"\(fingerprint\): 'a' on process 0, 'b' here"):
+        check_same_run(first, own)
 
 
 @pytest.mark.slow  # starts a process
