@@ -280,6 +280,26 @@ def test_a_worker_starts_training_unless_it_runs(stage: Stage, state: str, begun
         assert call.endswith(" -m synrank_jax.train --distributed --config a b.yaml")
 
 
+# What systemd makes of the words of a command. It is not run here; these are the results of
+# replace_env_argv in the libsystemd-shared of systemd 252, with HOME=/root and A unset.
+EXPANDED = {
+    "$$": "$",
+    "$$HOME": "$HOME",
+    "a=$${HOME}": "a=${HOME}",
+    "$$$$A$$": "$$A$",
+    "%h 100%": "%h 100%",
+    "it's \"$$(A)\" \\$$A": "it's \"$(A)\" \\$A",
+}
+
+
+def test_training_gets_its_arguments_as_they_were_given(stage: Stage):
+    stage.fake("systemctl", "echo dead")
+    stage.fake("sudo", 'printf "%s\\n" "$@" > "$stage/words"')
+    assert stage.run(VM, *START, *EXPANDED.values()).returncode == 0
+    words = (stage.folder / "words").read_text().splitlines()
+    assert words[-len(EXPANDED) :] == list(EXPANDED)
+
+
 def test_a_worker_reports_its_job_in_the_form_that_watch_reads(stage: Stage):
     stage.fake("systemctl", "[[ $* == *SubState* ]] && echo failed || echo 75")
     golden = (Path(__file__).parent / "goldens" / "tpu_status.txt").read_text().splitlines()[-1]
