@@ -3,12 +3,14 @@
     python launch/local.py --processes 2 -- --config configs/quickstart.yaml
 
 Everything after `--` goes to `python -m synrank_jax.train`. They run on the CPU and talk over gloo.
-The exit code is that of the first process that failed. With --restarts, all are started again after
-a preemption or a lost host, as the launchers of clusters do.
+Each line they print comes with the number of the process, and a last one says how it ended. The
+exit code is that of the first process that failed. With --restarts, all are started again after a
+preemption or a lost host, as the launchers of clusters do.
 """
 
 import argparse
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -19,7 +21,8 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NamedTuple
 
-from synrank_jax.cli import EXIT_HOST_LOST, EXIT_PREEMPTED
+from synrank_jax.cli import EXIT_HOST_LOST, EXIT_PREEMPTED, run_command
+from synrank_jax.errors import UserError
 
 TRAIN = (sys.executable, "-m", "synrank_jax.train")
 # When one ends, the others name it and end by themselves; those that do not in this time are ended.
@@ -36,28 +39,33 @@ def free_port() -> int:
 
 
 class Child(NamedTuple):
-    """A process, and the thread that prints what it prints."""
+    """A process, its number, and the thread that prints what it prints."""
 
+    index: int
     process: subprocess.Popen[str]
     echo: threading.Thread
 
 
+def commands(
+    processes: int, devices: int, address: str, command: Sequence[str]
+) -> list[Sequence[str]]:
+    """What is run: `command` in its environment, with the options that tell of each other."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    environment = ("JAX_PLATFORMS=cpu", f"XLA_FLAGS={flags.strip()}", "PYTHONUNBUFFERED=1")
+    where = ("--coordinator", address, "--process-count", str(processes))
+    return [
+        ("env", *environment, *command, *where, "--process-index", str(index))
+        for index in range(processes)
+    ]
+
+
 def start(processes: int, devices: int, command: Sequence[str]) -> list[Child]:
     """The processes; each line they print goes to our stdout after their number."""
-    address = f"127.0.0.1:{free_port()}"
-    flags = os.environ.get("XLA_FLAGS", "")
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
-        "PYTHONUNBUFFERED": "1",
-    }
     children = []
-    for index in range(processes):
-        which = ["--process-count", str(processes), "--process-index", str(index)]
+    address = f"127.0.0.1:{free_port()}"
+    for index, words in enumerate(commands(processes, devices, address, command)):
         process = subprocess.Popen(
-            [*command, "--coordinator", address, *which],
-            env=environment,
+            words,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -65,7 +73,7 @@ def start(processes: int, devices: int, command: Sequence[str]) -> list[Child]:
         )
         thread = threading.Thread(target=echo, args=(index, process), daemon=True)
         thread.start()
-        children.append(Child(process, thread))
+        children.append(Child(index, process, thread))
     return children
 
 
@@ -78,7 +86,10 @@ def echo(index: int, process: subprocess.Popen[str]) -> None:
 
 
 def wait(children: Sequence[Child], grace_s: float) -> list[int]:
-    """Exit codes of all, in the order in which they ended; a failure ends the others."""
+    """Exit codes of all, in the order in which they ended; a failure ends the others.
+
+    As a shell has it: 128 + the signal that ended a process.
+    """
     codes: list[int] = []
     running = list(children)
     ends: float | None = None
@@ -86,7 +97,9 @@ def wait(children: Sequence[Child], grace_s: float) -> list[int]:
         for child in [child for child in running if child.process.poll() is not None]:
             child.echo.join()
             running.remove(child)
-            codes.append(child.process.returncode)
+            code = child.process.returncode
+            codes.append(code if code >= 0 else 128 - code)
+            print(f"[{child.index}] ended with exit code {codes[-1]}", flush=True)
             if codes[-1] and ends is None:
                 ends = time.monotonic() + grace_s
         if ends is not None and time.monotonic() > ends:
@@ -129,11 +142,10 @@ def run(processes: int, devices: int, restarts: int, command: Sequence[str]) -> 
     finally:
         for number, handler in zip(asking, before, strict=True):
             signal.signal(number, handler)
-    # As a shell has it: 128 + the signal that ended a process.
-    return next((code if code > 0 else 128 - code for code in failed), 0)
+    return failed[0] if failed else 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -145,14 +157,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--restarts", type=int, default=0, metavar="M", help="start again so often (exit 75, 76)"
     )
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
     parser.add_argument("arguments", nargs="+", metavar="-- ARGUMENT", help="of train")
     args = parser.parse_args(argv)
-    for name in ("processes", "devices_per_process"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    command = [*TRAIN, *args.arguments]
-    return run(args.processes, args.devices_per_process, args.restarts, command)
+    for name, least in (("processes", 1), ("devices_per_process", 1), ("restarts", 0)):
+        if (value := getattr(args, name)) < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    size, command = (args.processes, args.devices_per_process), [*TRAIN, *args.arguments]
+    if args.dry_run:
+        for words in commands(*size, "127.0.0.1:PORT", command):
+            print(shlex.join(words))
+        return
+    raise SystemExit(run(*size, args.restarts, command))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_command(main)

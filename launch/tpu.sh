@@ -91,7 +91,7 @@ folder=/mnt/$bucket/$output
 archive='' created=''
 # It also answers where nothing is installed yet.
 # shellcheck disable=SC2016 # expanded on the worker
-STATUS='echo job $(systemctl show --property=SubState --value synrank) $(systemctl show --property=ExecMainStatus --value synrank)'
+STATUS='echo job $(systemctl show --property=SubState --value synrank) $(systemctl show --property=ExecMainStatus --value synrank) $HOSTNAME'
 
 # What a dry run finds when it asks.
 case $command in
@@ -119,14 +119,28 @@ state() {
 # on WORKER COMMAND: run it there; WORKER is a number or all.
 on() { call gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker="$1" --command="$2"; }
 
-# State and exit code of training on worker 0; nothing while the worker does not answer.
+# What all workers say, in the word of the one to act on: "fatal CODE HOST", silent, dead, failed,
+# running, or exited where all have.
 job() {
+  local answer word state code host found=' '
   if [[ $DRY_RUN ]]; then
-    on 0 "$STATUS" >&2
-    echo "$dry_job"
+    on all "$STATUS" >&2
+    answer=$dry_job
   else
-    on 0 "$STATUS"
-  fi | sed -n 's/^job //p'
+    answer=$(on all "$STATUS") || found+='silent ' # one is enough for gcloud to fail
+  fi
+  while read -r word state code host; do
+    [[ $word == job ]] || continue # gcloud has its own to say
+    if [[ $state == failed && $code != 75 && $code != 76 ]]; then
+      echo "fatal $code $host"
+      return
+    fi
+    found+="$state "
+  done <<<"$answer"
+  for state in silent dead failed; do
+    if [[ $found == *" $state "* ]]; then echo "$state" && return; fi
+  done
+  if [[ ${found// exited/} == ' ' ]]; then echo exited; else echo running; fi
 }
 
 create() {
@@ -180,27 +194,27 @@ pause() {
 }
 
 watch() {
-  local now before='' training code attempts=0 again=''
+  local now before='' training code host attempts=0 again=''
   while :; do
     now=$(state) || now=UNKNOWN
     [[ $now == "$before" ]] || say "$name: $now"
     before=$now
     case $now in
       ACTIVE)
-        attempts=0 again='' code=''
-        read -r training code < <(job) || training=silent
+        attempts=0 again=''
+        read -r training code host < <(job) || training=silent
+        # A worker is started while others still run: they notice the loss at the latest when it comes
+        # back, and start again by themselves (worker.sh). They never end before they give up on it.
         case $training in
           exited) say "training has finished" && return ;;
           dead) { install && run "$@"; } || say "not started; trying again" ;;
-          failed)
-            # 75 and 76: run me again. If this is the start of a preemption, SUSPENDED comes next.
-            if [[ $code != 75 && $code != 76 ]]; then
-              on 0 'sudo journalctl --unit=synrank --lines=50 --output=cat' || true
-              die "training ended with exit code $code; its last lines are above"
-            fi
-            run "$@" || say "not started; trying again"
+          # 75 or 76: run me again. If this is the start of a preemption, SUSPENDED comes next.
+          failed) run "$@" || say "not started; trying again" ;;
+          fatal)
+            on all 'sudo journalctl --unit=synrank --lines=50' || true # each line names its host
+            die "training ended with exit code $code on $host; the last lines of all hosts are above"
             ;;
-          silent) say "worker 0 does not answer; trying again" ;;
+          silent) say "a worker does not answer; trying again" ;;
         esac
         ;;
       SUSPENDED | FAILED)

@@ -37,12 +37,13 @@ start() {
   fi
   sudo systemctl stop synrank 2>/dev/null || true # what an ended run left behind
   sudo systemctl reset-failed synrank 2>/dev/null || true
+  # systemd expands $FOO, ${FOO} and $$ in arguments; $$ is a $. It leaves % alone: that is for files.
   # KillMode=mixed: at a shutdown only worker.sh is told, so that training is told once. libtpu locks
   # more memory than a service may by default.
   sudo systemd-run --unit=synrank --uid="$USER" --remain-after-exit --working-directory="$PWD" \
     --property=KillMode=mixed --property=TimeoutStopSec=300 --property=LimitMEMLOCK=infinity \
     "$PWD/launch/worker.sh" --run "$run" --restarts "$restarts" -- \
-    "$PWD/.venv/bin/python" -m synrank_jax.train --distributed "$@"
+    "$PWD/.venv/bin/python" -m synrank_jax.train --distributed "${@//\$/\$\$}"
 }
 
 case ${1-} in

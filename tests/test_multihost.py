@@ -4,6 +4,7 @@ import importlib.util
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +18,7 @@ from synrank_jax.engine.checkpoint import load_trained
 from synrank_jax.tracking import read_metrics
 
 ROOT = Path(__file__).parents[1]
+STALL_TIMEOUT_S = 60.0
 # Two devices pack the texts into other rows than the eight of this process: float32 rounding,
 # carried through twenty Adam steps of a small model.
 LOSS_RTOL = 1e-5
@@ -35,7 +37,7 @@ def load_launcher() -> ModuleType:
 def config(tiny_config: Config, tmp_path: Path) -> Config:
     """Twenty steps, a checkpoint after every fourth; prepared."""
     # The limit is generous, for a loaded machine may be slow; a killed host is named sooner.
-    values = {"steps": 20, "save_every": 4, "stall_timeout": 60.0}
+    values = {"steps": 20, "save_every": 4, "stall_timeout": STALL_TIMEOUT_S}
     section = tiny_config.train.model_copy(update=values)
     changed = tiny_config.model_copy(update={"train": section})
     (tmp_path / "config.yaml").write_text(to_yaml(changed))
@@ -48,7 +50,7 @@ def on_two_hosts(
     monkeypatch: pytest.MonkeyPatch,
     sent: tuple[str, int, int],
     restarts: int = 0,
-    stall_timeout: float = 60.0,
+    stall_timeout: float = STALL_TIMEOUT_S,
 ) -> int:
     """Run on two hosts, one of which gets a signal: (signal, host, after which step)."""
     launcher = load_launcher()
@@ -59,6 +61,10 @@ def on_two_hosts(
     options += ["--set", f"train.stall_timeout={stall_timeout}"]
     code: int = launcher.run(2, 1, restarts, [*worker, *signalled, *options])
     return code
+
+
+def seconds_since_the_signal(tmp_path: Path) -> float:
+    return time.time() - (tmp_path / "marker").stat().st_mtime
 
 
 def assert_same_run(config: Config, run: Path, steps: int = 20) -> None:
@@ -81,8 +87,12 @@ def test_a_killed_host_is_named_and_one_process_goes_on(
     capsys: pytest.CaptureFixture[str],
 ):
     code = on_two_hosts(tmp_path, monkeypatch, ("SIGKILL", 1, 10))
+    assert seconds_since_the_signal(tmp_path) < STALL_TIMEOUT_S
     printed = capsys.readouterr().out
     assert code == 128 + signal.SIGKILL
+    assert f"[1] ended with exit code {code}\n" in printed
+    # By itself: the launcher, which ends those that hang, would have left 128 + SIGKILL.
+    assert f"[0] ended with exit code {EXIT_HOST_LOST}\n" in printed
     assert "[0] error: host 1 (" in printed
     assert "host 0 waits at step" in printed
     resumed = train.run(config)
@@ -136,6 +146,9 @@ def test_a_host_that_stands_still_is_named_within_the_limit(
     capsys: pytest.CaptureFixture[str],
     index: int,
 ):
-    code = on_two_hosts(tmp_path, monkeypatch, ("SIGSTOP", index, 10), stall_timeout=20.0)
+    limit_s = 20.0
+    code = on_two_hosts(tmp_path, monkeypatch, ("SIGSTOP", index, 10), stall_timeout=limit_s)
+    # The launcher then leaves the stopped one its time; the limit twice, for a loaded machine.
+    assert seconds_since_the_signal(tmp_path) < 2 * limit_s + load_launcher().GRACE_S
     assert code == EXIT_HOST_LOST
     assert f"[{1 - index}] error: host {index} (" in capsys.readouterr().out

@@ -42,17 +42,25 @@ DRY_RUNS = {
         for command in ("tail", "status", "delete")
     },
     "slurm": ("slurm.sbatch", "--dry-run", *TRAIN),
+    "local": (
+        *("local.py", "--processes", "2", "--devices-per-process", "4", "--restarts", "1"),
+        *("--dry-run", "--", *TRAIN),
+    ),
     "worker": ("worker.sh", "--dry-run", "--", "python", "-m", "synrank_jax.train", *TRAIN),
 }
+
+
+def launched(script: str) -> tuple[str | Path, ...]:
+    return (sys.executable, LAUNCH / script) if script.endswith(".py") else (LAUNCH / script,)
 
 
 def dry_run(stage: Stage, name: str) -> str:
     script, *arguments = DRY_RUNS[name]
     for program in ("gcloud", "kubectl", "srun", "scontrol", "squeue", "git", "tar", "curl"):
         stage.fake(program)
-    done = stage.run(LAUNCH / script, *arguments)
+    done = stage.run(*launched(script), *arguments, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stdout
-    return done.stdout
+    return done.stdout.replace(sys.executable, "python")
 
 
 @pytest.mark.parametrize("name", DRY_RUNS)
@@ -121,6 +129,14 @@ REFUSED = {
     "gke name": (("gke/gke.sh", "delete", "--name", "x" * 41), "--name 'xxx"),
     "slurm": (("slurm.sbatch", *TRAIN), "sbatch --gpus-per-node=N"),
     "slurm config": (("slurm.sbatch", "--dry-run"), "give the training arguments"),
+    "local processes": (
+        ("local.py", "--processes", "0", "--", *TRAIN),
+        "--processes 0: must be at least 1",
+    ),
+    "local restarts": (
+        ("local.py", "--processes", "2", "--restarts", "-1", "--", *TRAIN),
+        "--restarts -1: must be at least 0",
+    ),
     "worker": (("worker.sh", "--restarts", "-1", "--", "true"), "--restarts '-1'"),
     "worker command": (("worker.sh",), "give the training command after --"),
 }
@@ -131,7 +147,7 @@ def test_bad_values_are_refused_with_one_message_before_anything_runs(stage: Sta
     (script, *arguments), message = REFUSED[name]
     for program in ("gcloud", "kubectl", "srun"):
         stage.fake(program)
-    done = stage.run(LAUNCH / script, *arguments)
+    done = stage.run(*launched(script), *arguments, PYTHONPATH=str(ROOT))
     assert done.returncode == 2
     assert message in done.stdout
     assert done.stdout.startswith("error: ")

@@ -183,7 +183,8 @@ def test_a_host_that_is_already_being_preempted_is_noticed(
     metadata.change("preempted", "TRUE")
     stage.fake("train", SAVES_ON_TERM)
     done = stage.run(WORKER, "--", "train", GCE_METADATA_HOST=address(metadata))
-    assert (done.returncode, starts(stage)) == (75, 1)
+    assert done.returncode == 75
+    assert starts(stage) <= 1  # the notice may come before the first
 
 
 def test_a_maintenance_notice_makes_training_save_and_start_again(
