@@ -80,27 +80,38 @@ def compiled_step(
 
 def collectives(step, state, batch) -> dict[str, Counter]:
     """Kind -> {elements of a result: how often} of a step that has none in a loop."""
-    loops, text = step.lower(state, batch).compile().as_text().split("\nENTRY ")
-    assert not re.search(r" (all-gather|all-reduce|reduce-scatter|all-to-all)\(", loops)
+    text = step.lower(state, batch).compile().as_text()
     pattern = r"= (.+?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)\("
+    bodies = set(re.findall(r"body=%?([\w.-]+)", text))
     found: dict[str, Counter] = {}
-    for shapes, kind in re.findall(pattern, text):
-        for dims in re.findall(r"\w+\[([\d,]*)\]", shapes):
-            size = math.prod(int(length) for length in filter(None, dims.split(",")))
-            found.setdefault(kind, Counter())[size] += 1
+    for computation in re.split(r"\n(?=%|ENTRY)", text):
+        name = re.match(r"(?:ENTRY )?%?([\w.-]+)", computation)
+        for shapes, kind in re.findall(pattern, computation):
+            assert name is not None
+            assert name[1] not in bodies, name[1]
+            for dims in re.findall(r"\w+\[([\d,]*)\]", shapes):
+                size = math.prod(int(length) for length in filter(None, dims.split(",")))
+                found.setdefault(kind, Counter())[size] += 1
     return found
 
 
-EMBEDDINGS = 16 * 4 * 32  # P D
+Q = 16  # queries of the pool
+P = 4 * Q  # passages
+EMBEDDINGS = P * 32  # [P, D]
 
 
 @pytest.mark.parametrize("chunk", [None, 1])
+@pytest.mark.parametrize("loss", ["wasserstein", "infonce", "gaussian_wasserstein"])
 def test_data_parallelism_gathers_passage_embeddings_and_nothing_larger(
-    tiny_config: Config, tmp_path: Path, chunk: int | None
+    tiny_config: Config, tmp_path: Path, loss: str, chunk: int | None
 ):
-    found = collectives(*compiled_step(tiny_config, tmp_path, 8, 1, chunk=chunk))
+    weights = {name: float(name == loss) for name in ("wasserstein", loss)}
+    section = tiny_config.loss.model_copy(update=weights)
+    config = tiny_config.model_copy(update={"loss": section})
+    found = collectives(*compiled_step(config, tmp_path, 8, 1, chunk=chunk))
     # Neither token activations (P T H) nor the scores [Q, P] of other queries travel.
     assert max(found["all-gather"]) == EMBEDDINGS, found
+    assert Q * P not in found["all-gather"]
     assert found.keys() == {"all-gather", "all-reduce"}
 
 
