@@ -15,7 +15,7 @@ from synrank_jax.engine.remedies import MOST_COMPILED, changed, find_remedy
 from synrank_jax.engine.roofline import count_flops
 from synrank_jax.engine.topology import has_tpu_compiler
 from synrank_jax.errors import UserError
-from synrank_jax.parallel.chips import chip_named
+from synrank_jax.parallel.chips import chip_of
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "tpu"
 DEVICES = 8  # of the test process
@@ -68,7 +68,7 @@ def test_several_plans_are_a_table_and_a_file(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setattr(engine, "chip_of", lambda kind: chip_named("v5e"))
+    monkeypatch.setattr(engine, "chip_of", lambda kind: chip_of("TPU v5e"))
     file = tmp_path / "plan.json"
     path = written(changed(tiny, {"train.global_batch_size": 16}), tmp_path)
     command.main(["--config", path, "--chunk", "1", "2", "--price", "2", "--json", str(file)])

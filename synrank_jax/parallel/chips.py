@@ -41,6 +41,15 @@ class Chip:
     link_bandwidth: float
     source: str
 
+    def peak(self, compute_dtype: str) -> tuple[float, str]:
+        """Published FLOP/s of matmuls of `float32` or `bfloat16`, and of which of the two they are.
+
+        A chip without a float32 peak answers with its bfloat16 peak.
+        """
+        if compute_dtype == "float32" and self.float32_flops is not None:
+            return self.float32_flops, "float32"
+        return self.bf16_flops, "bfloat16"
+
 
 CHIPS = (
     Chip(
@@ -130,12 +139,3 @@ CHIPS = (
 def chip_of(device_kind: str) -> Chip | None:
     """The chip of a `jax.Device.device_kind`; None for one whose peaks are not listed here."""
     return next((chip for chip in CHIPS if device_kind in chip.device_kinds), None)
-
-
-def chip_named(name: str) -> Chip:
-    """The chip of a short name.
-
-    Raises:
-        KeyError: no such chip in `CHIPS`.
-    """
-    return {chip.name: chip for chip in CHIPS}[name]
