@@ -17,6 +17,8 @@ import argparse
 import itertools
 import json
 import math
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -68,9 +70,9 @@ def run(
         price = prices[number % len(prices)] if prices else None
 
         def compiled(other: Config, topology: str = topology, price: float | None = price) -> Plan:
-            note = f"{topology}, chunk {other.train.encode_chunk_size or 'none'}"
-            with console.status(f"compiling for {note}, remat {other.model.remat}"):
-                return plan(other, topology, assumed=assumed, price=price)
+            chunk = other.train.encode_chunk_size or "none"
+            console.print(f"compiling for {topology}, chunk {chunk}, remat {other.model.remat} ...")
+            return plan(other, topology, assumed=assumed, price=price)
 
         for one in wanted:
             first = compiled(one)
@@ -249,8 +251,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(args.price) not in (0, 1, len(args.topology)):
         parser.error(f"--price: one, or {len(args.topology)} for as many topologies")
     config = parsed_config(args)
-    if args.json and not Path(args.json).absolute().parent.is_dir():
-        raise UserError(f"--json {args.json}: no such folder; make it first")
+    if args.json and not _can_be_written(Path(args.json).absolute()):
+        raise UserError(f"--json {args.json}: give a file in a folder that exists and is writable")
     chunks = args.chunk or [config.train.encode_chunk_size]
     found = run(config, args.topology, chunks, args.price, args.mean_tokens)
     print(report(found[0]) if len(found) == 1 else table([planned.plan for planned in found]))
@@ -262,6 +264,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_text(Path(args.json), json.dumps(content, indent=2) + "\n")
 
 
+def _can_be_written(file: Path) -> bool:
+    return not file.is_dir() and os.access(file.parent, os.W_OK)
+
+
 def _chunk(text: str) -> int | None:
     if text == "none":
         return None
@@ -271,9 +277,12 @@ def _chunk(text: str) -> int | None:
 
 
 def _price(text: str) -> float:
-    price = float(text)
+    try:
+        price = float(text)
+    except ValueError:
+        price = math.nan
     if not 0 < price < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: a positive price")
+        raise argparse.ArgumentTypeError(f"{text}: a positive number, of any currency")
     return price
 
 
@@ -285,4 +294,7 @@ def _two_lengths(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
+    # The compiler runs for minutes without a look at Python's signal handlers; nothing is left half
+    # done if Ctrl-C ends the process at once.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     run_command(main)
