@@ -29,7 +29,6 @@ from synrank_jax.cli import config_parser, parsed_config, run_command
 from synrank_jax.config import Config, Section
 from synrank_jax.engine.plan import GIB, Memory, Plan, abstract_step, plan
 from synrank_jax.engine.remedies import Remedy, changed, find_remedy
-from synrank_jax.engine.roofline import Roofline
 from synrank_jax.engine.topology import LOCAL
 from synrank_jax.errors import UserError
 from synrank_jax.files import write_text
@@ -97,7 +96,7 @@ def report(planned: Planned) -> str:
         ("pool", f"{_si(of.growth.scores_bytes)}B scores"),
         ("", f"{_si(of.growth.gathered_bytes)}B gathered embeddings"),
         *_traffic_rows(of),
-        *(_speed_rows(of, of.roofline) if of.roofline else [("speed", "no published peaks")]),
+        *_speed_rows(of),
         ("compiled", f"in {of.compile_s:.0f} s"),
     ]
     width = max(len(name) for name, _ in rows)
@@ -131,7 +130,12 @@ def _traffic_rows(of: Plan) -> Iterator[tuple[str, str]]:
         yield "", f"{of.unknown_loops} loops of unknown length are counted once"
 
 
-def _speed_rows(of: Plan, bound: Roofline) -> Iterator[tuple[str, str]]:
+def _speed_rows(of: Plan) -> Iterator[tuple[str, str]]:
+    if of.memory is None:
+        return
+    if (bound := of.roofline) is None:
+        yield "speed", "no published peaks"
+        return
     times = (bound.compute_s, bound.memory_s, bound.collectives_s)
     compute, memory, collectives = (f"{seconds * 1e3:.1f} ms" for seconds in times)
     yield "roofline", f"{compute} compute, {memory} memory, {collectives} collectives"

@@ -1,12 +1,16 @@
 """Planning: the figures of a step, what fits, and refusals; TPU topologies where libtpu is."""
 
 import json
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
+from jax.errors import JaxRuntimeError
+from jax.sharding import SingleDeviceSharding
 from matmul_flops import MatmulFlops, matmul_flops
 
 from synrank_jax import plan as command
@@ -295,6 +299,19 @@ def test_a_topology_is_described_without_a_tpu():
     assert len(devices_of("v5e:1x1")) == 1
     with pytest.raises(UserError, match="the TPU compiler does not know it"):
         devices_of("v5e:3x5")
+
+
+@needs_tpu_compiler
+@pytest.mark.parametrize("topology", ["v4:2x2x2", "v5e:1x1", "v5p:2x2x2", "v6e:1x1"])
+def test_the_memory_of_a_chip_is_what_the_compiler_gives_to_a_program(topology: str):
+    from synrank_jax.engine.topology import devices_of
+
+    device = devices_of(topology)[0]
+    large = jax.ShapeDtypeStruct((2**39,), "int8", sharding=SingleDeviceSharding(device))
+    with pytest.raises(JaxRuntimeError, match="exceeds available HBM") as error:
+        jax.jit(lambda x: x[::-1]).lower(large).compile()
+    gib = re.search(r"available HBM \(([\d.]+)G\)", str(error.value))[1]
+    assert chip_of(device.device_kind).hbm_bytes == int(float(gib) * GIB)
 
 
 @pytest.fixture(scope="module")
