@@ -197,7 +197,7 @@ def _row(of: Plan) -> tuple[str, ...]:
         str(of.encode_chunk_size),
         of.remat,
         f"{memory.total / GIB:.2f}" if memory else "",
-        f"{of.capacity_bytes / GIB:.1f}" if of.capacity_bytes else "",
+        f"{of.capacity_bytes / GIB:.2f}" if of.capacity_bytes else "",
         "yes" if of.fits else "NO",
         *speed,
         f"{sent / 1e6:.1f}" if memory else "",
