@@ -17,6 +17,8 @@ import argparse
 import itertools
 import json
 import math
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -27,7 +29,6 @@ from synrank_jax.cli import config_parser, parsed_config, run_command
 from synrank_jax.config import Config, Section
 from synrank_jax.engine.plan import GIB, Memory, Plan, abstract_step, plan
 from synrank_jax.engine.remedies import Remedy, changed, find_remedy
-from synrank_jax.engine.roofline import Roofline
 from synrank_jax.engine.topology import LOCAL
 from synrank_jax.errors import UserError
 from synrank_jax.files import write_text
@@ -68,9 +69,9 @@ def run(
         price = prices[number % len(prices)] if prices else None
 
         def compiled(other: Config, topology: str = topology, price: float | None = price) -> Plan:
-            note = f"{topology}, chunk {other.train.encode_chunk_size or 'none'}"
-            with console.status(f"compiling for {note}, remat {other.model.remat}"):
-                return plan(other, topology, assumed=assumed, price=price)
+            chunk = other.train.encode_chunk_size or "none"
+            console.print(f"compiling for {topology}, chunk {chunk}, remat {other.model.remat} ...")
+            return plan(other, topology, assumed=assumed, price=price)
 
         for one in wanted:
             first = compiled(one)
@@ -95,7 +96,7 @@ def report(planned: Planned) -> str:
         ("pool", f"{_si(of.growth.scores_bytes)}B scores"),
         ("", f"{_si(of.growth.gathered_bytes)}B gathered embeddings"),
         *_traffic_rows(of),
-        *(_speed_rows(of, of.roofline) if of.roofline else [("speed", "no published peaks")]),
+        *_speed_rows(of),
         ("compiled", f"in {of.compile_s:.0f} s"),
     ]
     width = max(len(name) for name, _ in rows)
@@ -129,7 +130,12 @@ def _traffic_rows(of: Plan) -> Iterator[tuple[str, str]]:
         yield "", f"{of.unknown_loops} loops of unknown length are counted once"
 
 
-def _speed_rows(of: Plan, bound: Roofline) -> Iterator[tuple[str, str]]:
+def _speed_rows(of: Plan) -> Iterator[tuple[str, str]]:
+    if of.memory is None:
+        return
+    if (bound := of.roofline) is None:
+        yield "speed", "no published peaks"
+        return
     times = (bound.compute_s, bound.memory_s, bound.collectives_s)
     compute, memory, collectives = (f"{seconds * 1e3:.1f} ms" for seconds in times)
     yield "roofline", f"{compute} compute, {memory} memory, {collectives} collectives"
@@ -191,7 +197,7 @@ def _row(of: Plan) -> tuple[str, ...]:
         str(of.encode_chunk_size),
         of.remat,
         f"{memory.total / GIB:.2f}" if memory else "",
-        f"{of.capacity_bytes / GIB:.1f}" if of.capacity_bytes else "",
+        f"{of.capacity_bytes / GIB:.2f}" if of.capacity_bytes else "",
         "yes" if of.fits else "NO",
         *speed,
         f"{sent / 1e6:.1f}" if memory else "",
@@ -249,8 +255,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(args.price) not in (0, 1, len(args.topology)):
         parser.error(f"--price: one, or {len(args.topology)} for as many topologies")
     config = parsed_config(args)
-    if args.json and not Path(args.json).absolute().parent.is_dir():
-        raise UserError(f"--json {args.json}: no such folder; make it first")
+    if args.json and not _can_be_written(Path(args.json).absolute()):
+        raise UserError(f"--json {args.json}: give a file in a folder that exists and is writable")
     chunks = args.chunk or [config.train.encode_chunk_size]
     found = run(config, args.topology, chunks, args.price, args.mean_tokens)
     print(report(found[0]) if len(found) == 1 else table([planned.plan for planned in found]))
@@ -262,6 +268,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_text(Path(args.json), json.dumps(content, indent=2) + "\n")
 
 
+def _can_be_written(file: Path) -> bool:
+    return not file.is_dir() and os.access(file.parent, os.W_OK)
+
+
 def _chunk(text: str) -> int | None:
     if text == "none":
         return None
@@ -271,9 +281,12 @@ def _chunk(text: str) -> int | None:
 
 
 def _price(text: str) -> float:
-    price = float(text)
+    try:
+        price = float(text)
+    except ValueError:
+        price = math.nan
     if not 0 < price < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: a positive price")
+        raise argparse.ArgumentTypeError(f"{text}: a positive number, of any currency")
     return price
 
 
@@ -285,4 +298,7 @@ def _two_lengths(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
+    # The compiler runs for minutes without a look at Python's signal handlers; nothing is left half
+    # done if Ctrl-C ends the process at once.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     run_command(main)

@@ -1,21 +1,30 @@
 """Planning: the figures of a step, what fits, and refusals; TPU topologies where libtpu is."""
 
 import json
+import re
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import jax
 import pytest
+from jax.errors import JaxRuntimeError
+from jax.sharding import SingleDeviceSharding
+from matmul_flops import MatmulFlops, matmul_flops
 
 from synrank_jax import plan as command
 from synrank_jax import prepare
 from synrank_jax.config import Config
 from synrank_jax.config_file import load_config, to_yaml
 from synrank_jax.engine import plan as engine
+from synrank_jax.engine.hlo import Program
 from synrank_jax.engine.plan import GIB, OutOfMemoryError, Plan, abstract_step, plan
 from synrank_jax.engine.remedies import MOST_COMPILED, changed, find_remedy
 from synrank_jax.engine.roofline import count_flops
 from synrank_jax.engine.topology import has_tpu_compiler
 from synrank_jax.errors import UserError
-from synrank_jax.parallel.chips import chip_named
+from synrank_jax.parallel.chips import chip_of
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "tpu"
 DEVICES = 8  # of the test process
@@ -50,12 +59,6 @@ def tiny(tiny_config: Config, tmp_path: Path) -> Config:
     return changed(tiny_config, {"model.path": str(model)})
 
 
-@pytest.fixture
-def contriever(tmp_path: Path) -> Path:
-    """What there is to know of a BERT-base to plan for it."""
-    return bert(tmp_path / "contriever", hidden=768, layers=12, heads=12)
-
-
 def written(config: Config, tmp_path: Path) -> str:
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(config))
@@ -68,7 +71,7 @@ def test_several_plans_are_a_table_and_a_file(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setattr(engine, "chip_of", lambda kind: chip_named("v5e"))
+    monkeypatch.setattr(engine, "chip_of", lambda kind: chip_of("TPU v5e"))
     file = tmp_path / "plan.json"
     path = written(changed(tiny, {"train.global_batch_size": 16}), tmp_path)
     command.main(["--config", path, "--chunk", "1", "2", "--price", "2", "--json", str(file)])
@@ -191,15 +194,27 @@ def test_without_the_tpu_compiler_the_way_to_it_is_named(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--chunk", "0"], ["--mean-tokens", "3"], ["--price", "1", "2"], ["--price", "nan"]],
-    ids=["chunk", "tokens", "prices", "price"],
+    [
+        ["--chunk", "0"],
+        ["--mean-tokens", "3"],
+        ["--price", "1", "2"],
+        ["--price", "nan"],
+        ["--price", "$2"],
+    ],
+    ids=["chunk", "tokens", "prices", "price", "currency"],
 )
 def test_bad_arguments_are_refused(tiny: Config, tmp_path: Path, arguments: list[str]):
     with pytest.raises(SystemExit, match="2"):
         command.main(["--config", written(tiny, tmp_path), *arguments])
 
 
-SMALLEST = {"train.encode_chunk_size": 1}
+@pytest.mark.parametrize("file", ["", "missing/plan.json"], ids=["folder", "no folder"])
+def test_a_file_that_cannot_be_written_is_refused_first(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+):
+    monkeypatch.setattr(engine, "_compile", lambda step: pytest.fail("compiled"))
+    with pytest.raises(UserError, match=r"--json .*: give a file in a folder that exists"):
+        command.main(["--config", written(tiny, tmp_path), "--json", str(tmp_path / file)])
 
 
 def of_needs(needed: float, state: float) -> Plan:
@@ -281,32 +296,88 @@ def test_a_topology_is_described_without_a_tpu():
     devices = devices_of("v5e:2x4")
     assert {device.device_kind for device in devices} == {"TPU v5 lite"}
     assert len(devices) == 8
+    assert len(devices_of("v5e:1x1")) == 1
     with pytest.raises(UserError, match="the TPU compiler does not know it"):
         devices_of("v5e:3x5")
 
 
-@pytest.mark.slow
 @needs_tpu_compiler
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_tpu_config_fits_8_chips(path: Path, contriever: Path):
-    planned = plan(load_config(path, [f"model.path={contriever}"]), "v5e:2x4")
-    assert planned.fits, planned.problem
-    assert planned.unknown_loops == 0
-    assert planned.roofline is not None
-    assert 0.1 < planned.roofline.mfu <= 1
+@pytest.mark.parametrize("topology", ["v4:2x2x2", "v5e:1x1", "v5p:2x2x2", "v6e:1x1"])
+def test_the_memory_of_a_chip_is_what_the_compiler_gives_to_a_program(topology: str):
+    from synrank_jax.engine.topology import devices_of
+
+    device = devices_of(topology)[0]
+    large = jax.ShapeDtypeStruct((2**39,), "int8", sharding=SingleDeviceSharding(device))
+    with pytest.raises(JaxRuntimeError, match="exceeds available HBM") as error:
+        jax.jit(lambda x: x[::-1]).lower(large).compile()
+    gib = re.search(r"available HBM \(([\d.]+)G\)", str(error.value))[1]
+    assert chip_of(device.device_kind).hbm_bytes == int(float(gib) * GIB)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Plan, MatmulFlops]]:
+    """A config's plan with a BERT-base, and the FLOPs in its program; each compiled once."""
+    model = bert(tmp_path_factory.mktemp("models") / "base", hidden=768, layers=12, heads=12)
+
+    @cache
+    def compiled(config: str, topology: str, *settings: str) -> tuple[Plan, MatmulFlops]:
+        programs: list[Program] = []
+
+        def kept(text: str) -> Program:
+            programs.append(Program(text))
+            return programs[0]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine, "Program", kept)
+            found = plan(
+                load_config(CONFIGS / f"{config}.yaml", [f"model.path={model}", *settings]),
+                topology,
+            )
+        return found, matmul_flops(programs[0])
+
+    return compiled
 
 
 @pytest.mark.slow
 @needs_tpu_compiler
-def test_a_chip_of_256_needs_and_computes_what_a_chip_of_8_does(contriever: Path):
+@pytest.mark.parametrize(
+    ("config", "topology"),
+    [
+        (path.stem, topology)
+        for path in sorted(CONFIGS.glob("*.yaml"))
+        for topology, chips in (("v5e:2x4", 8), ("v6e:8x8", 64), ("v5e:16x16", 256))
+        if chips <= load_config(path).pool_size()
+    ],
+)
+def test_every_tpu_config_fits(compiled: Callable[..., Any], config: str, topology: str):
+    of, counted = compiled(config, topology)
+    assert of.fits, of.problem
+    assert of.unknown_loops == 0
+    # The program computes what the formula says, loops over chunks included. (One query per chip
+    # makes no matmul of the scores.)
+    assert counted.encoder == pytest.approx(of.flops.encoder, rel=0.01)
+    assert counted.scores <= 1.01 * of.flops.scores
+    assert of.roofline is not None
+    assert 0.1 < of.roofline.mfu <= 1
+
+
+@pytest.mark.slow
+@needs_tpu_compiler
+def test_a_chip_of_256_needs_and_computes_what_a_chip_of_8_does(compiled: Callable[..., Any]):
     """Weak scaling: 8 queries per chip. Only what grows with the pool may differ."""
-    path, small = [f"model.path={contriever}"], "v5e:2x4"
-    one = plan(load_config(CONFIGS / "contriever.yaml", path), small)
-    many = [*path, "train.global_batch_size=2048"]
-    other = plan(load_config(CONFIGS / "contriever.yaml", many), "v5e:16x16")
+    one, counted = compiled("contriever", "v5e:2x4")
+    other, counted_other = compiled("contriever", "v5e:16x16", "train.global_batch_size=2048")
     assert one.memory is not None
     assert other.memory is not None
-    assert other.flops.encoder == one.flops.encoder
     assert other.memory.total == pytest.approx(one.memory.total, rel=0.05)
+    assert counted_other.encoder == pytest.approx(counted.encoder, rel=0.05)
+    assert counted_other.scores == 32 * counted.scores
     assert other.growth.gathered_bytes == 32 * one.growth.gathered_bytes
     assert other.growth.scores_bytes == 32 * one.growth.scores_bytes
+    # Beside the weights' gradients only those of the gathered embeddings are summed over chips.
+    summed, summed_other = (
+        sum(total.payload_bytes for total in of.collectives if "reduce" in total.kind)
+        for of in (one, other)
+    )
+    rest = summed - one.growth.gathered_bytes
+    assert summed_other - other.growth.gathered_bytes == pytest.approx(rest, rel=0.01)

@@ -28,16 +28,15 @@ class Peak:
 def peak_of_devices(compute_dtype: str) -> Peak:
     """The peak of all devices of all hosts for matmuls of `float32` or `bfloat16`.
 
-    The published one where the chip is listed. A TPU has none for float32, which it makes of
-    bfloat16 passes: its bfloat16 peak is taken. On CPU, whose virtual devices share it, and on
-    other GPUs it is measured in 0.1 to 0.2 s on one device, by every process at the same time.
+    The published one where the chip is listed (`Chip.peak`). On CPU, whose virtual devices share
+    it, and on other GPUs it is measured in 0.1 to 0.2 s on one device, by every process at the same
+    time.
     """
     device, devices = jax.devices()[0], jax.device_count()
     chip = chip_of(device.device_kind)
     if chip is not None:
-        if compute_dtype == "float32" and chip.float32_flops is not None:
-            return _peak(chip.float32_flops, "the published float32 peak of", devices, chip.name)
-        return _peak(chip.bf16_flops, "the published bfloat16 peak of", devices, chip.name)
+        flops, dtype = chip.peak(compute_dtype)
+        return _peak(flops, f"the published {dtype} peak of", devices, chip.name)
     count = jax.process_count() if device.platform == "cpu" else devices
     flops = _matmul_rate(compute_dtype, device.platform)
     return _peak(flops, f"the measured {compute_dtype} matmul rate of", count, device.device_kind)

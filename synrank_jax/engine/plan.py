@@ -86,7 +86,7 @@ class Plan(Section):
     problem: str | None
     """Why it does not fit."""
     capacity_bytes: int | None
-    """Published memory of a chip; null where it is not known (CPU)."""
+    """Memory of a chip; null where it is not known (CPU)."""
     state_bytes: int
     """Weights and optimizer state of a chip."""
     needed_bytes: float | None

@@ -65,7 +65,7 @@ class Roofline(Section):
     """Queries, each with its list, per second over all chips at `step_s`."""
     unoverlapped_lists_per_s: float
     mfu: float
-    """Model FLOPs utilisation at `step_s`: share of the bfloat16 peak."""
+    """Model FLOPs utilisation at `step_s`, relative to what the training log's is (`Chip.peak`)."""
     flops_per_byte: float
     """Arithmetic intensity: executed FLOPs per byte of main memory."""
 
@@ -143,10 +143,9 @@ def roofline(
         memory_bytes: read and written in a chip's main memory.
         sent_bytes: over a chip's links.
     """
-    float32 = chip.float32_flops or chip.bf16_flops / FLOAT32_PASSES
-    peak = chip.bf16_flops if config.model.compute_dtype == "bfloat16" else float32
+    dtype = config.model.compute_dtype
     parts = {
-        "compute": flops.encoder / peak + flops.scores / float32,
+        "compute": flops.encoder / _rate(chip, dtype) + flops.scores / _rate(chip, "float32"),
         "memory": memory_bytes / chip.hbm_bandwidth,
         "collectives": sent_bytes / chip.link_bandwidth,
     }
@@ -162,6 +161,12 @@ def roofline(
         unoverlapped_s=sum(parts.values()),
         lists_per_s=queries / step_s,
         unoverlapped_lists_per_s=queries / sum(parts.values()),
-        mfu=flops.model / chip.bf16_flops / step_s,
+        mfu=flops.model / chip.peak(dtype)[0] / step_s,
         flops_per_byte=(flops.encoder + flops.scores) / max(memory_bytes, 1.0),
     )
+
+
+def _rate(chip: Chip, dtype: str) -> float:
+    """FLOP/s of matmuls at their full precision."""
+    flops, peak_dtype = chip.peak(dtype)
+    return flops if peak_dtype == dtype else flops / FLOAT32_PASSES

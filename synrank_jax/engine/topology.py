@@ -7,6 +7,7 @@ that only a topology description has.
 import importlib.util
 import os
 import re
+from typing import Any
 
 import jax
 from jax.errors import JaxRuntimeError
@@ -15,7 +16,7 @@ from jax.experimental import topologies
 from synrank_jax.errors import UserError
 
 LOCAL = "local"
-EXAMPLES = "v5e:2x4 (8 chips), v5e:16x16 (256), v6e:8x8 (64), v5p:2x2x2 (8), v4:2x2x2 (8)"
+EXAMPLES = "v5e:2x4 (8 chips), v5e:16x16 (256), v5e:1x1, v6e:8x8 (64), v5p:2x2x2 (8), v4:2x2x2 (8)"
 # libtpu crashes at some names of another form (a length of 0), so they do not reach it.
 FORM = re.compile(r"v\d\w*:[1-9]\d*(x[1-9]\d*){1,2}")
 # A description takes no TPU: libtpu shall neither look for one, nor wait for the metadata server of
@@ -55,8 +56,11 @@ def devices_of(topology: str) -> list[jax.Device]:
         )
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # By default a v4 chip is described as its two cores, which TPU machines show as one device.
-    options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
+    options: dict[str, Any] = {}
+    if topology.startswith("v4:"):  # else its two cores, which TPU machines show as one device
+        options["chip_config_name"] = "megacore"
+    if topology.endswith(":1x1"):  # else a host is taken to have 2 x 2 chips
+        options["chips_per_host_bounds"] = (1, 1, 1)
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except JaxRuntimeError as error:

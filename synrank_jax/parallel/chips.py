@@ -25,7 +25,8 @@ class Chip:
         bf16_flops: Peak bfloat16 matmul FLOP/s with float32 accumulation.
         float32_flops: Peak FLOP/s of true float32 (no TF32); None where none is published: TPUs
             make float32 of several bfloat16 passes.
-        hbm_bytes: Memory.
+        hbm_bytes: Memory. Of a TPU what its compiler gives to a program, a little less than the 32,
+            16, 96 and 32 GiB of v4, v5e, v5p and v6e.
         hbm_bandwidth: Bytes/s of that memory.
         link_bandwidth: Bytes/s out of the chip over all its ICI or NVLink links together, one
             direction.
@@ -41,6 +42,15 @@ class Chip:
     link_bandwidth: float
     source: str
 
+    def peak(self, compute_dtype: str) -> tuple[float, str]:
+        """Published FLOP/s of matmuls of `float32` or `bfloat16`, and of which of the two they are.
+
+        A chip without a float32 peak answers with its bfloat16 peak.
+        """
+        if compute_dtype == "float32" and self.float32_flops is not None:
+            return self.float32_flops, "float32"
+        return self.bf16_flops, "bfloat16"
+
 
 CHIPS = (
     Chip(
@@ -48,7 +58,7 @@ CHIPS = (
         device_kinds=("TPU v4",),
         bf16_flops=275e12,
         float32_flops=None,
-        hbm_bytes=32 * 2**30,
+        hbm_bytes=int(30.75 * 2**30),
         hbm_bandwidth=1200e9,
         link_bandwidth=6 * 50e9,
         # The page has no link rate; table 4 of the paper has six links of 50 GB/s.
@@ -59,7 +69,7 @@ CHIPS = (
         device_kinds=("TPU v5 lite", "TPU v5e"),
         bf16_flops=197e12,
         float32_flops=None,
-        hbm_bytes=16 * 10**9,
+        hbm_bytes=int(15.75 * 2**30),
         hbm_bandwidth=819e9,
         link_bandwidth=400e9 / 2,  # published for both directions
         source=f"{TPU_DOCS}/v5e",
@@ -69,7 +79,7 @@ CHIPS = (
         device_kinds=("TPU v5", "TPU v5p"),
         bf16_flops=459e12,
         float32_flops=None,
-        hbm_bytes=95 * 2**30,
+        hbm_bytes=int(95.74 * 2**30),
         hbm_bandwidth=2765e9,
         link_bandwidth=1200e9 / 2,  # published for both directions
         source=f"{TPU_DOCS}/v5p",
@@ -79,7 +89,7 @@ CHIPS = (
         device_kinds=("TPU v6 lite", "TPU v6e"),
         bf16_flops=918e12,
         float32_flops=None,
-        hbm_bytes=32 * 10**9,
+        hbm_bytes=int(31.25 * 2**30),
         hbm_bandwidth=1638e9,
         link_bandwidth=800e9 / 2,  # published for both directions
         source=f"{TPU_DOCS}/v6e",
@@ -130,12 +140,3 @@ CHIPS = (
 def chip_of(device_kind: str) -> Chip | None:
     """The chip of a `jax.Device.device_kind`; None for one whose peaks are not listed here."""
     return next((chip for chip in CHIPS if device_kind in chip.device_kinds), None)
-
-
-def chip_named(name: str) -> Chip:
-    """The chip of a short name.
-
-    Raises:
-        KeyError: no such chip in `CHIPS`.
-    """
-    return {chip.name: chip for chip in CHIPS}[name]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from synrank_jax.parallel.chips import CHIPS, chip_named, chip_of
+from synrank_jax.parallel.chips import CHIPS, chip_of
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from synrank_jax.parallel.chips import CHIPS, chip_named, chip_of
 def test_a_device_kind_names_its_chip(kind: str, name: str):
     chip = chip_of(kind)
     assert chip is not None
-    assert chip == chip_named(name)
+    assert chip.name == name
 
 
 @pytest.mark.parametrize("kind", ["cpu", "NVIDIA H100 PCIe", "TPU v3"])
@@ -48,8 +48,14 @@ def test_figures_are_of_the_right_order(chip):
 
 def test_published_comparisons_between_generations():
     """v6e: 4.7 x the compute of v5e, twice its memory and links (the page of its announcement)."""
-    v5e, v6e = chip_named("v5e"), chip_named("v6e")
+    v5e, v6e = chip_of("TPU v5e"), chip_of("TPU v6e")
     assert v6e.bf16_flops / v5e.bf16_flops == pytest.approx(4.7, abs=0.05)
-    assert v6e.hbm_bytes == 2 * v5e.hbm_bytes
+    assert v6e.hbm_bytes == pytest.approx(2 * v5e.hbm_bytes, rel=0.01)
     assert v6e.hbm_bandwidth == 2 * v5e.hbm_bandwidth
     assert v6e.link_bandwidth == 2 * v5e.link_bandwidth
+
+
+def test_a_chip_without_a_float32_peak_answers_with_that_of_bfloat16():
+    v5e, h100 = chip_of("TPU v5e"), chip_of("NVIDIA H100 80GB HBM3")
+    assert v5e.peak("float32") == v5e.peak("bfloat16") == (197e12, "bfloat16")
+    assert h100.peak("float32") == (67e12, "float32")
