@@ -178,7 +178,7 @@ def test_training_lowers_the_loss(tiny_config: Config, tmp_path: Path):
         {"gaussian_wasserstein": 1.0, "gaussian_group_size": 4, "gaussian_solver": "newton_schulz"},
         {"infonce": 1.0, "sinkhorn": 1.0, "sinkhorn_cost": "embedding", "scope": "list"},
         {"wasserstein": 0.5, "wasserstein_order": 2, "grade_positions": (-4.0, 0.0, 1.0, 2.0, 4.0)},
-        dict.fromkeys(LOSS_NAMES, 1.0),
+        pytest.param(dict.fromkeys(LOSS_NAMES, 1.0), marks=pytest.mark.slow),
     ],
     ids=["gaussian", "groups", "list", "positions", "all"],
 )
@@ -438,6 +438,7 @@ def test_mixed_precision_keeps_weights_and_loss_in_float32(tiny_config: Config, 
     assert first["loss"] != exact_first["loss"]
 
 
+@pytest.mark.slow
 def test_kill_9_three_times_equals_an_uninterrupted_run(tiny_config: Config, tmp_path: Path):
     config = changed(tiny_config, "train", save_every=1)
     path = prepared(config, tmp_path)

@@ -93,7 +93,11 @@ def test_widths_are_multiples_of_32_but_never_beyond_the_limit():
 
 @pytest.mark.parametrize(
     ("collection", "queries"),
-    [("cranfield-synthetic", 16), ("nfcorpus-synthetic", 16), ("nfcorpus", 16), ("nfcorpus", 64)],
+    [
+        *(("cranfield-synthetic", 16), ("nfcorpus-synthetic", 16)),
+        pytest.param("nfcorpus", 16, marks=pytest.mark.slow),
+        pytest.param("nfcorpus", 64, marks=pytest.mark.slow),
+    ],
 )
 def test_hardly_any_slot_is_padding(
     request: pytest.FixtureRequest, tmp_path: Path, collection: str, queries: int

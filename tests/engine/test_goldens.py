@@ -100,8 +100,14 @@ P = 4 * Q  # passages
 EMBEDDINGS = P * 32  # [P, D]
 
 
-@pytest.mark.parametrize("chunk", [None, 1])
-@pytest.mark.parametrize("loss", ["wasserstein", "infonce", "gaussian_wasserstein"])
+@pytest.mark.parametrize(
+    ("loss", "chunk"),
+    [
+        *(("wasserstein", None), ("wasserstein", 1), ("gaussian_wasserstein", None)),
+        pytest.param("gaussian_wasserstein", 1, marks=pytest.mark.slow),
+        pytest.param("infonce", None, marks=pytest.mark.slow),
+    ],
+)
 def test_data_parallelism_gathers_passage_embeddings_and_nothing_larger(
     tiny_config: Config, tmp_path: Path, loss: str, chunk: int | None
 ):

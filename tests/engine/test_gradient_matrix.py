@@ -1,10 +1,11 @@
 """The gradient of a pool is that of one device and one chunk, on every mesh and in every chunking.
 
 Devices x layout x chunk x dropout x loss: each pair of values is in one of the cells that run by
-default, and all cells run in the slow suite.
+default, so each mesh is too; all cells run in the slow suite.
 """
 
 import itertools
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,8 +53,11 @@ MATRIX = [Cell(*cell) for cell in itertools.product(LAYOUTS, CHUNKS, DROPOUTS, L
 
 
 def pairs(cell: Cell) -> set[tuple]:
-    """The pairs of (factor, value) that a cell covers."""
-    return set(itertools.combinations(enumerate(cell), 2))
+    """The pairs of (factor, value) that a cell covers; a mesh is so many devices in a layout."""
+    axes = tuple(size > 1 for size in cell.layout)
+    layout = "tensor" if axes[2] else axes
+    factors = (math.prod(cell.layout), layout, *cell[1:])
+    return set(itertools.combinations(enumerate(factors), 2))
 
 
 def pairwise(cells: list[Cell]) -> list[Cell]:

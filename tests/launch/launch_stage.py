@@ -2,6 +2,8 @@
 
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,9 +49,10 @@ class Stage:
             timeout=60,
         )
 
-    def start(self, *command: str | Path, **extra: str) -> "subprocess.Popen[str]":
-        """Start a launcher in a process group of its own, as a terminal does."""
-        return subprocess.Popen(
+    @contextmanager
+    def start(self, *command: str | Path, **extra: str) -> "Iterator[subprocess.Popen[str]]":
+        """A launcher in a process group of its own, as of a terminal; killed at the end."""
+        process = subprocess.Popen(
             list(map(str, command)),
             env=self.environment(**extra),
             cwd=ROOT,
@@ -59,6 +62,11 @@ class Stage:
             text=True,
             start_new_session=True,
         )
+        with process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def calls(self) -> list[str]:
         return self.log.read_text().splitlines() if self.log.exists() else []
