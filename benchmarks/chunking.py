@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from machine import console, interleaved, print_machine
 from rich.table import Table
@@ -114,7 +115,8 @@ class Step:
     def runner(self, host: Batch) -> Any:
         """A call that takes one step from where the last one ended."""
         placed = to_devices(host, self._mesh)
-        state = initial_state(self._params, self._tx, self._mesh)
+        # A step donates its state.
+        state = initial_state(jax.tree.map(jnp.copy, self._params), self._tx, self._mesh)
 
         def run() -> None:
             nonlocal state
