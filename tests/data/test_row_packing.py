@@ -94,7 +94,8 @@ def test_widths_are_multiples_of_32_but_never_beyond_the_limit():
 @pytest.mark.parametrize(
     ("collection", "queries"),
     [
-        *(("cranfield-synthetic", 16), ("nfcorpus-synthetic", 16)),
+        ("cranfield-synthetic", 16),
+        pytest.param("nfcorpus-synthetic", 16, marks=pytest.mark.slow),
         pytest.param("nfcorpus", 16, marks=pytest.mark.slow),
         pytest.param("nfcorpus", 64, marks=pytest.mark.slow),
     ],

@@ -103,7 +103,8 @@ EMBEDDINGS = P * 32  # [P, D]
 @pytest.mark.parametrize(
     ("loss", "chunk"),
     [
-        *(("wasserstein", None), ("wasserstein", 1), ("gaussian_wasserstein", None)),
+        *(("wasserstein", 1), ("gaussian_wasserstein", None)),
+        pytest.param("wasserstein", None, marks=pytest.mark.slow),
         pytest.param("gaussian_wasserstein", 1, marks=pytest.mark.slow),
         pytest.param("infonce", None, marks=pytest.mark.slow),
     ],
@@ -121,7 +122,7 @@ def test_data_parallelism_gathers_passage_embeddings_and_nothing_larger(
     assert found.keys() == {"all-gather", "all-reduce"}
 
 
-@pytest.mark.parametrize("chunk", [None, 1])
+@pytest.mark.parametrize("chunk", [pytest.param(None, marks=pytest.mark.slow), 1])
 def test_fsdp_gathers_weights_and_passage_embeddings_once(
     tiny_config: Config, tmp_path: Path, chunk: int | None
 ):
