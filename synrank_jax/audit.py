@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from synrank_jax.cli import config_parser, parsed_config, run_command
-from synrank_jax.config import Config, Section
+from synrank_jax.config import Config
+from synrank_jax.config_section import Section
 from synrank_jax.engine.audit import IN_BATCH, Measurements, measure
 from synrank_jax.errors import UserError
 from synrank_jax.files import write_text

@@ -14,7 +14,8 @@ import pydantic
 import yaml
 from pydantic import BaseModel
 
-from synrank_jax.config import Config, Section
+from synrank_jax.config import Config
+from synrank_jax.config_section import Section
 from synrank_jax.errors import UserError
 
 SectionT = TypeVar("SectionT", bound=Section)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pydantic
 
-from synrank_jax.config import Config, EncodingConfig, Section
+from synrank_jax.config import Config, EncodingConfig
+from synrank_jax.config_section import Section
 from synrank_jax.errors import UserError
 from synrank_jax.files import write_text
 from synrank_jax.hub import model_folder

@@ -25,8 +25,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from synrank_jax.config import Config, EvaluationConfig, PositiveFloat, Section
+from synrank_jax.config import Config, EvaluationConfig
 from synrank_jax.config_file import load_config, load_section
+from synrank_jax.config_section import PositiveFloat, Section
 from synrank_jax.errors import UserError
 from synrank_jax.hub import collection_folder
 

@@ -26,7 +26,8 @@ import jax
 from rich.console import Console
 
 from synrank_jax.cli import config_parser, parsed_config, run_command
-from synrank_jax.config import Config, Section
+from synrank_jax.config import Config
+from synrank_jax.config_section import Section
 from synrank_jax.engine.plan import GIB, Memory, Plan, abstract_step, plan
 from synrank_jax.engine.remedies import Remedy, changed, find_remedy
 from synrank_jax.engine.topology import LOCAL

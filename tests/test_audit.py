@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from synrank_jax import audit, prepare
-from synrank_jax.config import LOSS_NAMES, Config
+from synrank_jax.config import Config
 from synrank_jax.config_file import to_yaml
+from synrank_jax.config_loss import LOSS_NAMES
 from synrank_jax.data.pipeline import PreparedLists
 from synrank_jax.engine.audit import IN_BATCH, Measurements, measure, score_lists
 from synrank_jax.errors import UserError

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from synrank_jax.config import LOSS_NAMES, json_schema
+from synrank_jax.config import json_schema
 from synrank_jax.config_file import load_config, to_yaml
+from synrank_jax.config_loss import LOSS_NAMES
 from synrank_jax.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"

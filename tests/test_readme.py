@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from synrank_jax.config import Config, EvaluationConfig, Section, SourceConfig
+from synrank_jax.config import Config, EvaluationConfig, SourceConfig
+from synrank_jax.config_section import Section
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -16,8 +16,9 @@ import pytest
 
 from synrank_jax import prepare, tracking, train
 from synrank_jax.cli import EXIT_INTERRUPTED, EXIT_PREEMPTED
-from synrank_jax.config import LOSS_NAMES, Config, MeshConfig
+from synrank_jax.config import Config, MeshConfig
 from synrank_jax.config_file import to_yaml
+from synrank_jax.config_loss import LOSS_NAMES
 from synrank_jax.contract import CONTRACT_FILE
 from synrank_jax.data import packing
 from synrank_jax.data.pipeline import PreparedLists, batches

@@ -16,7 +16,8 @@ import numpy as np
 import pydantic
 from numpy.typing import NDArray
 
-from synrank_jax.config import DataConfig, Section
+from synrank_jax.config import DataConfig
+from synrank_jax.config_section import Section
 from synrank_jax.contract import EncodingContract
 from synrank_jax.data.records import TFRecordSource, WrittenFile
 from synrank_jax.data.sources import source_sha256

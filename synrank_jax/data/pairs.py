@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from synrank_jax.config import Section
+from synrank_jax.config_section import Section
 from synrank_jax.data.lines import Place
 from synrank_jax.data.streams import Pair, Stream
 from synrank_jax.data.tables import CHUNK_ROWS, Rows, TextTable, map_array, write_array

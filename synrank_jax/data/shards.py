@@ -18,7 +18,7 @@ import pydantic
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from synrank_jax.config import Section
+from synrank_jax.config_section import Section
 from synrank_jax.data.contexts import Mixture, RankingContext
 from synrank_jax.data.examples import encode_list
 from synrank_jax.data.manifest import FileStamp, Recipe, TokenCounts, is_whole

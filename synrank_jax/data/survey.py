@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from synrank_jax.config import Section, SourceConfig
+from synrank_jax.config import SourceConfig
+from synrank_jax.config_section import Section
 from synrank_jax.data.contexts import Mixture, Query
 from synrank_jax.data.mixture import Assembled, RefusedError, grade_of_score, limits
 from synrank_jax.data.pairs import Missing

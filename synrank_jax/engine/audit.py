@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from synrank_jax.config import Config, Section
+from synrank_jax.config import Config
+from synrank_jax.config_section import Section
 from synrank_jax.contract import resolve_contract
 from synrank_jax.data.pipeline import PreparedLists, batches
 from synrank_jax.engine.compilation import use_compilation_cache

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.errors import JaxRuntimeError
 
-from synrank_jax.config import Config, Section
+from synrank_jax.config import Config
+from synrank_jax.config_section import Section
 from synrank_jax.contract import EncodingContract, contract_of_folder
 from synrank_jax.engine.compilation import no_compilation_cache
 from synrank_jax.engine.encoding import numerics_of

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
-from synrank_jax.config import Config, Section
+from synrank_jax.config import Config
+from synrank_jax.config_section import Section
 from synrank_jax.divisors import divisors
 from synrank_jax.engine.plan import Plan
 

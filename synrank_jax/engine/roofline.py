@@ -5,7 +5,8 @@ time; a real step is slower. Their sum, as if none overlapped, is the pessimisti
 peaks.
 """
 
-from synrank_jax.config import Config, Section
+from synrank_jax.config import Config
+from synrank_jax.config_section import Section
 from synrank_jax.engine.step_shapes import Lengths
 from synrank_jax.engine.traffic import Collective
 from synrank_jax.models.bert import BertConfig

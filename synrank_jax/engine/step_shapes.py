@@ -63,7 +63,7 @@ def step_lengths(
     """
     folder = Path(config.data.prepared).expanduser()
     if assumed is None and (folder / MANIFEST_FILE).is_file():
-        return _prepared(config, contract, rows)
+        return _prepared(config, contract, rows, PreparedLists(folder))
     longest = (contract.query_length, contract.passage_length)
     given = assumed or longest
     if not all(1 <= length <= most for length, most in zip(given, longest, strict=True)):
@@ -85,8 +85,9 @@ def step_lengths(
     )
 
 
-def _prepared(config: Config, contract: EncodingContract, rows: int) -> Lengths:
-    lists = PreparedLists(Path(config.data.prepared))
+def _prepared(
+    config: Config, contract: EncodingContract, rows: int, lists: PreparedLists
+) -> Lengths:
     stored = lists.manifest.contract
     # The tokenizer need not be at hand.
     contract = contract.model_copy(update={"tokenizer_sha256": stored.tokenizer_sha256})

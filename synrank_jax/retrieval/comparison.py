@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-from synrank_jax.config import Section
+from synrank_jax.config_section import Section
 from synrank_jax.retrieval.report import collection_heading
 from synrank_jax.retrieval.result import EvaluationResult
 from synrank_jax.retrieval.significance import holm, paired_p_value

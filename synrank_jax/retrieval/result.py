@@ -6,7 +6,8 @@ from typing import Literal, Self
 
 import pydantic
 
-from synrank_jax.config import EvaluationConfig, Section
+from synrank_jax.config import EvaluationConfig
+from synrank_jax.config_section import Section
 from synrank_jax.contract import EncodingContract
 from synrank_jax.errors import UserError
 from synrank_jax.files import write_text

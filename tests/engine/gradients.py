@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from synrank_jax.config import LOSS_NAMES, Config, MeshConfig
+from synrank_jax.config import Config, MeshConfig
+from synrank_jax.config_loss import LOSS_NAMES
 from synrank_jax.contract import resolve_contract
 from synrank_jax.engine.batches import to_devices
 from synrank_jax.engine.encoding import load_model

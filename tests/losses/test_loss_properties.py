@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 from loss_cases import keywords
 
-from synrank_jax.config import BATCH_STATISTICS, FIXED_TEMPERATURE, LOSS_NAMES
+from synrank_jax.config_loss import BATCH_STATISTICS, FIXED_TEMPERATURE, LOSS_NAMES
 from synrank_jax.losses import LOSSES, list_loss
 from synrank_jax.losses.pool import pool_labels
 from synrank_jax.losses.rows import as_rows
