@@ -110,10 +110,16 @@ def test_several_plans_are_a_table_and_a_file(
     assert f"at least {one.cost_per_million_lists:.2f} per million lists" in report
 
 
-def test_prepared_lists_say_how_long_texts_are(tiny_config: Config, tmp_path: Path):
+def test_prepared_lists_say_how_long_texts_are(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     prepare.main(["--config", written(tiny_config, tmp_path)])
     step = abstract_step(tiny_config, "local", None)
     assert "24 lists" in step.lengths.source
+    prepared = Path(tiny_config.data.prepared)
+    monkeypatch.setenv("HOME", str(prepared.parent))
+    at_home = changed(tiny_config, {"data.prepared": f"~/{prepared.name}"})
+    assert abstract_step(at_home, "local", None).lengths.row == step.lengths.row
     assert step.lengths.tokens < 16 + 4 * 32
     assert step.lengths.row.tokens >= step.lengths.tokens * 8 / step.lengths.rows
     assumed = abstract_step(tiny_config, "local", (5, 30))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_bert import small_bert
 
 from synrank_jax.config import MeshConfig
 from synrank_jax.engine import monitor as monitor_module
@@ -17,22 +18,17 @@ from synrank_jax.engine.monitor import StepMonitor, memory_peak
 from synrank_jax.engine.peak import Peak, peak_of_devices
 from synrank_jax.engine.profiling import CompileClock
 from synrank_jax.engine.updates import BadUpdateError, UpdateBudget
-from synrank_jax.models.bert import BertConfig
 from synrank_jax.models.flops import step_flops
 from synrank_jax.parallel.mesh import make_mesh
 from synrank_jax.tracking import MetricsLog, read_metrics
 from synrank_jax.types import Batch, PackedTexts
 
-ENCODER = BertConfig(
+ENCODER = small_bert(
     vocab_size=7,
     hidden_size=8,
     num_hidden_layers=3,
     num_attention_heads=2,
     intermediate_size=16,
-    max_position_embeddings=16,
-    type_vocab_size=1,
-    layer_norm_eps=1e-12,
-    hidden_act="gelu",
 )
 POOLS, QUERIES, SIZE, SLOTS = 1, 8, 2, 12
 # Of every list: a query of 2 tokens, passages of 3 and 5, or of 3 and none.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from small_bert import small_bert
 
 from synrank_jax.errors import UserError
 from synrank_jax.hub import model_folder
@@ -23,16 +24,13 @@ SHAPE_TOLERANCE = 1e-5
 # bfloat16 keeps 8 bits: 0.4 % per rounding, several roundings per layer.
 BFLOAT16_TOLERANCE = 0.1
 
-SMALL = BertConfig(
+SMALL = small_bert(
     vocab_size=37,
     hidden_size=24,
     num_hidden_layers=2,
     num_attention_heads=3,
     intermediate_size=40,
-    max_position_embeddings=16,
     type_vocab_size=2,
-    layer_norm_eps=1e-12,
-    hidden_act="gelu",
 )
 
 

@@ -10,22 +10,20 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
+from small_bert import small_bert
 
 from synrank_jax.models.bert import BertConfig, BertEncoder
 from synrank_jax.models.flops import forward_flops, step_flops
 from synrank_jax.models.numerics import Numerics
 
 # Wide enough that matmuls dominate as they do in real encoders.
-WIDE = BertConfig(
+WIDE = small_bert(
     vocab_size=11,
     hidden_size=256,
     num_hidden_layers=2,
     num_attention_heads=4,
     intermediate_size=1024,
     max_position_embeddings=64,
-    type_vocab_size=1,
-    layer_norm_eps=1e-12,
-    hidden_act="gelu",
 )
 TEXTS, LENGTH, QUERIES = 8, 32, 2
 TOKENS, SQUARED = TEXTS * LENGTH, TEXTS * LENGTH**2
