@@ -60,8 +60,8 @@ DEFAULT_LEVELS = (
         grade=1,
         name="related",
         definition=(
-            "the passage is on the topic of the query, and may share its words, but does not answer "
-            "it"
+            "the passage is on the topic of the query, and may share its words, but does not "
+            "answer it"
         ),
     ),
     LevelConfig(

@@ -1,7 +1,6 @@
 """Ranking contexts as `generate` writes them: one query with its graded passages."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 

@@ -1,0 +1,1 @@
+"""Write graded lists with an LLM (under way)."""

@@ -1,0 +1,1 @@
+"""Audit of graded lists (under way)."""
