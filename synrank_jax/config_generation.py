@@ -23,6 +23,8 @@ class QueriesConfig(Section):
     (`_id` and `text`)."""
     subset: str | None = None
     """Text file with one query id per line: write lists for these queries only."""
+    split: str | None = None
+    """Only queries with judgements in this split of a BEIR-layout folder, such as train."""
     limit: PositiveInt | None = None
     """Only the first so many queries. Raising it later goes on with the rest."""
 
@@ -136,10 +138,11 @@ class BackendConfig(Section):
     timeout: PositiveFloat = 300.0
     """Seconds until a request counts as failed."""
     retries: Annotated[int, Field(ge=0, strict=True)] = 4
-    """Repeats of a request that timed out or met a server error, with growing random waits."""
+    """Repeats of a request that timed out or met a server error; growing random waits lie
+    between."""
     outage_timeout: PositiveFloat = 300.0
-    """Seconds without a sign of life of any endpoint after which the run stops; it can go on
-    later."""
+    """Seconds without a sign of life of any endpoint after which the run stops (it can go on
+    later), and after which a request that is only told to wait is given up."""
 
     @model_validator(mode="after")
     def _endpoints_fit(self) -> Self:

@@ -30,7 +30,7 @@ class Slot(NamedTuple):
     number: int
 
 
-class Unreadable(Exception):
+class UnreadableError(Exception):
     """An answer without the passages asked for: its failure class, and what is wrong."""
 
     def __init__(self, failure: Failure, message: str) -> None:
@@ -76,10 +76,7 @@ class Format(StrEnum):
         )
 
     def schema(self, slots: Sequence[Slot], titles: bool) -> dict[str, Any]:
-        """JSON schema of an answer: flat, with a string for each slot (servers time out on more).
-
-        Raises nothing; for `DELIMITERS` it is what `JSON` would have.
-        """
+        """JSON schema of an answer: flat, a string for each slot, which every server can follow."""
         keys = [key for slot in slots for key in _keys(slot, titles)]
         return {
             "type": "object",
@@ -91,7 +88,8 @@ class Format(StrEnum):
     def written(self, passages: Sequence[Passage], titles: bool) -> str:
         """Passages as an answer, for the examples of a prompt."""
         counts: dict[int, int] = {}
-        blocks, record = [], {}
+        blocks: list[str] = []
+        record: dict[str, str] = {}
         for passage in passages:
             counts[passage.grade] = counts.get(passage.grade, 0) + 1
             slot = Slot(passage.grade, counts[passage.grade])
@@ -106,15 +104,15 @@ class Format(StrEnum):
         """The passages of an answer, in the order of `slots`.
 
         Raises:
-            Unreadable: a refusal, an answer in another format, or one with other slots.
+            UnreadableError: a refusal, an answer in another format, or one with other slots.
         """
         read = _read_json if self is Format.JSON else _read_marked
         try:
             found = read(text, titles)
         except ValueError as error:
             if REFUSAL.match(text):
-                raise Unreadable(Failure.REFUSED, text.strip()[:200]) from error
-            raise Unreadable(Failure.MALFORMED, f"{error}: {text.strip()[:200]!r}") from error
+                raise UnreadableError(Failure.REFUSED, text.strip()[:200]) from error
+            raise UnreadableError(Failure.MALFORMED, f"{error}: {text.strip()[:200]!r}") from error
         wrong = [name for name in found if name not in set(map(_key, slots))]
         missing = [_key(slot) for slot in slots if _key(slot) not in found]
         empty = [name for name, passage in found.items() if not passage.text]
@@ -124,7 +122,7 @@ class Format(StrEnum):
                 for what, names in (("missing", missing), ("not asked", wrong), ("empty", empty))
                 if names
             ]
-            raise Unreadable(Failure.WRONG_LEVELS, "; ".join(said)[:300])
+            raise UnreadableError(Failure.WRONG_LEVELS, "; ".join(said)[:300])
         return [found[_key(slot)] for slot in slots]
 
 
@@ -144,8 +142,8 @@ def _read_json(text: str, titles: bool) -> dict[str, Written]:
     start, end = text.find("{"), text.rfind("}")
     if start < 0 or end < start:
         raise ValueError("no JSON object")
-    record = json.loads(text[start : end + 1], object_pairs_hook=_no_repeats)
-    # A lone surrogate is no text: UTF-8 cannot hold it.
+    # Not strict: many models write line breaks into strings as they are.
+    record = json.loads(text[start : end + 1], object_pairs_hook=_no_repeats, strict=False)
     record = {str(key): _string(value) for key, value in record.items()}
     ends = [key for key in record if key.endswith("_title")] if titles else []
     found = {
@@ -167,7 +165,7 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _string(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"not a string: {value!r}"[:100])
-    value.encode()  # UnicodeEncodeError is a ValueError
+    value.encode()  # UTF-8 cannot hold half a surrogate pair: UnicodeEncodeError, a ValueError
     return value.strip()
 
 

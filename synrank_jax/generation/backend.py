@@ -1,6 +1,6 @@
 """What a backend is: it answers requests, and says which kind of failure kept it from doing so."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -49,13 +49,19 @@ class Answer:
     completion_tokens: int = 0
 
 
-@dataclass
 class RequestError(Exception):
-    """No answer: the failure class, and what the server said."""
+    """No answer.
 
-    failure: Failure
-    message: str
-    retries: int = field(default=0)
+    Attributes:
+        failure: Its class.
+        message: What the server said.
+        retryable: Whether the same request may meet a better end.
+    """
+
+    def __init__(self, failure: Failure, message: str, retryable: bool = False) -> None:
+        """All are kept."""
+        super().__init__(f"{failure}: {message}")
+        self.failure, self.message, self.retryable = failure, message, retryable
 
 
 class Backend(Protocol):

@@ -63,7 +63,7 @@ def read_lists(path: Path) -> Iterator[RankingContext]:
     line = 0
     try:
         with path.open("rb") as file:
-            for line, raw in enumerate(file, start=1):
+            for line, raw in enumerate(file, start=1):  # noqa: B007 (for the error)
                 if raw.strip():
                     yield _context(json.loads(raw.decode()))
     except OSError as error:

@@ -16,7 +16,7 @@ from synrank_jax.config_file import load_section
 from synrank_jax.config_generation import BackendConfig, GenerationConfig, LevelConfig, PromptConfig
 from synrank_jax.config_section import Section
 from synrank_jax.errors import UserError
-from synrank_jax.generation.answers import Format, slots_of
+from synrank_jax.generation.answers import Format, Slot, Written, slots_of
 from synrank_jax.generation.lists import RankingContext, read_lists
 
 BUNDLED = "bundled:"
@@ -137,6 +137,14 @@ class Prompt:
             {"role": "system", "content": self._file.system.format_map(values).strip()},
             {"role": "user", "content": self._file.user.format_map(values).strip()},
         )
+
+    def schema(self, slots: Sequence[Slot]) -> dict[str, Any] | None:
+        """What the server is to enforce; None for marked lines."""
+        return self.format.schema(slots, self.titles) if self.format is Format.JSON else None
+
+    def read(self, text: str, slots: Sequence[Slot]) -> list[Written]:
+        """The passages of an answer; see `Format.read`."""
+        return self.format.read(text, slots, self.titles)
 
     def _shown(self, examples: Sequence[RankingContext], asked: Sequence[LevelConfig]) -> str:
         grades = {level.grade for level in asked}

@@ -1,0 +1,291 @@
+"""Any OpenAI-compatible server, through the official client: vLLM, llama.cpp, TGI, hosted ones.
+
+Requests go to the endpoint with the fewest under way. One that fails rests for a growing random
+time, and the request goes elsewhere. The client's own retries are off: they would stay with the
+endpoint that failed.
+"""
+
+import asyncio
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import openai
+
+from synrank_jax.config_generation import BackendConfig
+from synrank_jax.errors import UserError
+from synrank_jax.generation.backend import Answer, Failure, Request, RequestError
+
+LONGEST_REST_S = 60.0
+CHECK_TIMEOUT_S = 30.0
+PROBE_SCHEMA = {
+    "type": "object",
+    "properties": {"answer": {"type": "string", "enum": ["ready"]}},
+    "required": ["answer"],
+    "additionalProperties": False,
+}
+PROBE = Request(
+    messages=({"role": "user", "content": 'Answer with the JSON object {"answer": "ready"}.'},),
+    schema=PROBE_SCHEMA,
+    seed=0,
+)
+# What servers say of a prompt that is too long: OpenAI's and vLLM's code or sentence, llama.cpp's,
+# TGI's.
+TOO_LONG = re.compile(
+    r"context.?(length|size|window)|maximum.{0,20}(tokens|length)|too long|too many tokens|"
+    r"exceed_context|`?inputs`? (tokens|must have)",
+    re.IGNORECASE,
+)
+FILTERED = re.compile(r"content.?(filter|policy)", re.IGNORECASE)
+NO_QUOTA = "insufficient_quota"
+THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
+
+
+class Endpoint:
+    """A server: its client and how it does."""
+
+    def __init__(self, url: str, key: str, config: BackendConfig) -> None:
+        """Connects at the first request."""
+        self.url = url
+        self.client = openai.AsyncOpenAI(
+            base_url=url,
+            api_key=key,
+            max_retries=0,
+            timeout=config.timeout,
+            http_client=openai.DefaultAioHttpClient(),
+        )
+        self.limit = asyncio.Semaphore(config.concurrency)
+        self.under_way = 0
+        self.failures = 0
+        """In a row."""
+        self.rests_until = 0.0
+        self._gap_s = 60 / config.requests_per_minute if config.requests_per_minute else 0.0
+        self._next = 0.0
+
+    def rest(self, asked_s: float | None) -> None:
+        """Leave it alone for as long as it asks, or for a random time that grows.
+
+        Failures of requests that were under way together count once.
+        """
+        if time.monotonic() < self.rests_until:
+            return
+        self.failures += 1
+        rest_s = random.uniform(0.25, 0.5) * 2 ** min(self.failures, 10)  # noqa: S311
+        self.rests_until = time.monotonic() + min(asked_s or rest_s, LONGEST_REST_S)
+
+    async def turn(self) -> None:
+        """Wait until it has rested, and until its rate limit lets the next request go."""
+        while (wait_s := self.rests_until - time.monotonic()) > 0:
+            await asyncio.sleep(wait_s)
+        if self._gap_s:
+            at = max(self._next, time.monotonic())
+            self._next = at + self._gap_s
+            await asyncio.sleep(at - time.monotonic())
+
+
+class OpenAIBackend:
+    """See `Backend`."""
+
+    def __init__(self, config: BackendConfig) -> None:
+        """Takes the key from the environment; nothing is sent yet."""
+        self._config = config
+        key = os.environ.get(config.api_key_env, "")
+        self._secret = key
+        self._endpoints = [Endpoint(url, key or "none", config) for url in config.endpoints]
+        self._limit_name = "max_tokens"
+        self._alive_at = time.monotonic()
+        self.width = config.concurrency * len(self._endpoints)
+
+    async def check(self) -> bool:
+        """See `Backend.check`. Costs one short answer of each endpoint."""
+        follow = [await self._check(endpoint) for endpoint in self._endpoints]
+        self._alive_at = time.monotonic()
+        return all(follow)
+
+    async def answer(self, request: Request) -> Answer:
+        """See `Backend.answer`."""
+        began, retries = time.monotonic(), 0
+        while True:
+            endpoint = min(self._endpoints, key=self._preference)
+            endpoint.under_way += 1
+            try:
+                async with endpoint.limit:
+                    await endpoint.turn()
+                    answer = await self._ask(endpoint, request)
+            except RequestError as error:
+                retries += error.failure in (Failure.TIMEOUT, Failure.SERVER_ERROR)
+                patient = time.monotonic() - began < self._config.outage_timeout
+                if retries > self._config.retries or not error.retryable or not patient:
+                    raise
+            except openai.APIConnectionError as error:
+                self._endure(endpoint, began, error)
+            else:
+                endpoint.failures, self._alive_at = 0, time.monotonic()
+                return answer
+            finally:
+                endpoint.under_way -= 1
+
+    async def close(self) -> None:
+        """See `Backend.close`."""
+        for endpoint in self._endpoints:
+            await endpoint.client.close()
+
+    @staticmethod
+    def _preference(endpoint: Endpoint) -> tuple[float, int]:
+        return max(endpoint.rests_until - time.monotonic(), 0), endpoint.under_way
+
+    def _endure(self, endpoint: Endpoint, began: float, error: Exception) -> None:
+        """A lost connection: the endpoint rests, unless this has gone on for too long."""
+        endpoint.rest(None)
+        now, most = time.monotonic(), self._config.outage_timeout
+        if now - self._alive_at > most:
+            raise UserError(
+                f"no endpoint of {', '.join(self._config.endpoints)} has answered for {most:g} s "
+                f"({self._said(error)}); the same command goes on when they are back"
+            ) from error
+        if now - began > most:
+            raise RequestError(Failure.SERVER_ERROR, self._said(error)) from error
+
+    async def _ask(self, endpoint: Endpoint, request: Request) -> Answer:
+        """One request to one endpoint; a failure of the server makes it rest."""
+        try:
+            async with asyncio.timeout(self._config.timeout):
+                completion = await self._send(endpoint, request)
+        except (TimeoutError, openai.APITimeoutError) as error:
+            self._alive_at = max(self._alive_at, time.monotonic() - self._config.timeout)
+            raise RequestError(
+                Failure.TIMEOUT, f"{endpoint.url}: no answer in {self._config.timeout:g} s", True
+            ) from error
+        except openai.APIStatusError as error:
+            self._alive_at = time.monotonic()
+            raise self._classified(endpoint, error) from error
+        except (openai.APIResponseValidationError, json.JSONDecodeError) as error:
+            endpoint.rest(None)
+            raise RequestError(
+                Failure.SERVER_ERROR, f"{endpoint.url}: {self._said(error)}", True
+            ) from error
+        return self._read(endpoint, completion)
+
+    async def _send(self, endpoint: Endpoint, request: Request) -> Any:
+        config = self._config
+        options: dict[str, Any] = {self._limit_name: config.max_tokens}
+        if request.schema is not None:
+            options["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "passages", "schema": request.schema, "strict": True},
+            }
+        return await endpoint.client.chat.completions.create(
+            model=config.model,
+            messages=list(request.messages),
+            seed=request.seed,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            **options,
+        )
+
+    def _read(self, endpoint: Endpoint, completion: Any) -> Answer:
+        # A server may leave out anything; the client does not check.
+        choices: Any = getattr(completion, "choices", None)
+        if not choices or not choices[0].message:
+            endpoint.rest(None)
+            raise RequestError(Failure.SERVER_ERROR, f"{endpoint.url}: no choices", True)
+        message = choices[0].message
+        usage = getattr(completion, "usage", None)
+        refusal = getattr(message, "refusal", None)
+        return Answer(
+            text=THOUGHT.sub("", refusal or message.content or ""),
+            cut=choices[0].finish_reason == "length",
+            refusal=bool(refusal) or choices[0].finish_reason == "content_filter",
+            prompt_tokens=getattr(usage, "prompt_tokens", 0) or 0,
+            completion_tokens=getattr(usage, "completion_tokens", 0) or 0,
+        )
+
+    def _classified(self, endpoint: Endpoint, error: openai.APIStatusError) -> Exception:
+        said = f"{endpoint.url}: {error.status_code}: {self._said(error)}"
+        text = f"{error.code} {error.message}"
+        match error.status_code:
+            case 401 | 403:
+                return self._refused_key(endpoint, said)
+            case 404:
+                return UserError(f"{said}; is backend.model {self._config.model!r} right?")
+            case 429 if NO_QUOTA in text:
+                return UserError(f"{said}; the same command goes on when there is quota again")
+            case 429:
+                endpoint.rest(_retry_after(error.response.headers))
+                return RequestError(Failure.RATE_LIMITED, said, True)
+            case 400 | 413 | 422 if TOO_LONG.search(text):
+                return RequestError(Failure.CONTEXT_TOO_LONG, said)
+            case 400 if FILTERED.search(text):
+                return RequestError(Failure.REFUSED, said)
+            case status if status >= 500 or status in (408, 409, 425):
+                endpoint.rest(_retry_after(error.response.headers))
+                return RequestError(Failure.SERVER_ERROR, said, True)
+        return RequestError(Failure.SERVER_ERROR, said)
+
+    def _refused_key(self, endpoint: Endpoint, said: str) -> UserError:
+        name = self._config.api_key_env
+        state = "is not set" if not self._secret else "holds a key that the server refuses"
+        return UserError(f"{said}; the environment variable {name} {state} (backend.api_key_env)")
+
+    async def _check(self, endpoint: Endpoint) -> bool:
+        """That the endpoint is there and has the model; returns whether it follows schemas."""
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                names = [model.id async for model in endpoint.client.models.list()]
+        except (openai.APIConnectionError, TimeoutError) as error:
+            raise UserError(
+                f"backend.endpoints {endpoint.url}: cannot be reached ({self._said(error)}); is "
+                "the server running, and does the address end as it should (often /v1)?"
+            ) from error
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            said = f"{endpoint.url}: {error.status_code}: {self._said(error)}"
+            raise self._refused_key(endpoint, said) from error
+        except (openai.APIError, json.JSONDecodeError, AttributeError, TypeError):
+            names = []  # Some servers do not list their models: the first request will tell.
+        if names and self._config.model not in names:
+            there = ", ".join(map(repr, names[:20]))
+            raise UserError(
+                f"backend.model {self._config.model!r}: {endpoint.url} does not have it; it has "
+                f"{there}"
+            )
+        return await self._probe(endpoint, PROBE)
+
+    async def _probe(self, endpoint: Endpoint, request: Request) -> bool:
+        try:
+            answer = await self._ask(endpoint, request)
+        except openai.APIConnectionError as error:
+            raise UserError(
+                f"backend.endpoints {endpoint.url}: lost the connection ({self._said(error)})"
+            ) from error
+        except RequestError as error:
+            if "max_completion_tokens" in error.message and self._limit_name == "max_tokens":
+                self._limit_name = "max_completion_tokens"  # hosted reasoning models
+                return await self._probe(endpoint, request)
+            if request.schema is not None and not error.retryable:
+                return await self._probe(endpoint, Request(request.messages, None, request.seed))
+            raise UserError(
+                f"backend.endpoints {endpoint.url}: a first short request failed "
+                f"({error.failure}: {error.message}); nothing was written"
+            ) from error
+        if request.schema is None:
+            return False
+        try:
+            return bool(json.loads(answer.text) == {"answer": "ready"})
+        except ValueError:
+            return False
+
+    def _said(self, error: BaseException) -> str:
+        cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else None
+        said = " ".join(str(cause or error).split())[:500] or type(error).__name__
+        return said.replace(self._secret, "***") if self._secret else said
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    try:
+        return float(headers["retry-after"])
+    except (KeyError, ValueError):
+        return None
