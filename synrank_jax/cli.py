@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from synrank_jax.config import Config
-from synrank_jax.config_file import load_config, to_yaml
+from synrank_jax.config_file import SectionT, load_section, to_yaml
 from synrank_jax.errors import HostLostError, UserError
 
 EXIT_FAILURE = 1
@@ -42,7 +42,12 @@ def config_parser(command: str, description: str) -> argparse.ArgumentParser:
 
 def parsed_config(args: argparse.Namespace) -> Config:
     """The configuration the arguments name; exits after printing it under --print-config."""
-    config = load_config(args.config, args.overrides)
+    return parsed_section(Config, args)
+
+
+def parsed_section(section: type[SectionT], args: argparse.Namespace) -> SectionT:
+    """`parsed_config` for a file of another kind."""
+    config = load_section(section, args.config, args.overrides)
     if args.print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)

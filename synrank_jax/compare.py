@@ -17,10 +17,9 @@ from pathlib import Path
 
 from synrank_jax.cells import TRAINING, Runner, failure, finished, seconds
 from synrank_jax.cli import run_command
-from synrank_jax.engine.runfolder import locked
 from synrank_jax.errors import UserError
 from synrank_jax.experiment import VALIDATION, Arm, Cell, Study, missing_collection, missing_lists
-from synrank_jax.files import write_text
+from synrank_jax.files import locked, write_text
 from synrank_jax.plots import new_figure, save_png
 from synrank_jax.retrieval.comparison import (
     Report,

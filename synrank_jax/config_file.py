@@ -93,10 +93,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: lists every error with its dotted path, the value and the nearest valid name.
     """
-    values = _read_mapping(Path(path))
-    for override in overrides:
-        values = _apply_override(values, override)
-    return validate_config(values, name=str(path))
+    return load_section(Config, path, overrides)
 
 
 def validate_config(values: Any, name: str) -> Config:
@@ -104,13 +101,18 @@ def validate_config(values: Any, name: str) -> Config:
     return _validate(Config, values, name)
 
 
-def load_section(section: type[SectionT], path: str | Path) -> SectionT:
+def load_section(
+    section: type[SectionT], path: str | Path, overrides: Sequence[str] = ()
+) -> SectionT:
     """Read another typed YAML file, such as an experiment, with the same care as a config.
 
     Raises:
         UserError: as `load_config`.
     """
-    return _validate(section, _read_mapping(Path(path)), name=str(path))
+    values = _read_mapping(Path(path))
+    for override in overrides:
+        values = _apply_override(values, override)
+    return _validate(section, values, name=str(path))
 
 
 def _validate(section: type[SectionT], values: Any, name: str) -> SectionT:
@@ -169,6 +171,6 @@ def _section_of(annotation: Any) -> type[BaseModel]:
     return next(_section_of(arg) for arg in typing.get_args(annotation) if arg is not type(None))
 
 
-def to_yaml(config: Config) -> str:
+def to_yaml(config: Section) -> str:
     """The fully resolved configuration as YAML; `load_config` reads it back unchanged."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

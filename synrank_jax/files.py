@@ -1,5 +1,6 @@
 """Files that are never seen half-written."""
 
+import fcntl
 import hashlib
 import mmap
 import os
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import IO
 
 from synrank_jax.errors import UserError
+
+LOCK_FILE = "lock"
 
 
 @contextmanager
@@ -31,6 +34,37 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path, field: str) -> Iterator[None]:
+    """Hold a folder; the lock ends with the process, however that ends.
+
+    Args:
+        folder: made if missing.
+        field: what named it, for errors.
+
+    Raises:
+        UserError: another process holds it, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / LOCK_FILE).open("a+")
+    except OSError as error:
+        raise UserError(f"{field} {folder}: cannot be written ({error})") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            raise UserError(
+                f"{field} {folder}: in use by process {handle.read().strip() or '?'}; "
+                f"wait for it, end it, or set another {field}"
+            ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

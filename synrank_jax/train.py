@@ -49,7 +49,6 @@ from synrank_jax.engine.runfolder import (
     check_space,
     claim,
     identity,
-    locked,
 )
 from synrank_jax.engine.state import (
     LOG_TEMPERATURE,
@@ -62,6 +61,7 @@ from synrank_jax.engine.state import (
 from synrank_jax.engine.step import make_train_step
 from synrank_jax.engine.updates import UpdateBudget
 from synrank_jax.errors import UserError
+from synrank_jax.files import locked
 from synrank_jax.models.bert import BertConfig
 from synrank_jax.optim import learning_rate_schedule, make_optimizer
 from synrank_jax.parallel.mesh import check_heads_divide, make_mesh, rows_per_pool
@@ -173,7 +173,7 @@ def _run(
     with ExitStack() as closing:
 
         def opened() -> tuple[int, dict[str, Any]]:
-            closing.enter_context(locked(folder))
+            closing.enter_context(locked(folder, "train.output"))
             claim(folder, config, job.contract)
             done = tidy(folder / CHECKPOINTS) or 0
             check_space(folder, size_bytes(abstract), config.train)

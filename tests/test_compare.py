@@ -18,10 +18,11 @@ from synrank_jax import cells, compare, train
 from synrank_jax.cells import FAILED_FILE
 from synrank_jax.config import Config
 from synrank_jax.contract import resolve_contract
-from synrank_jax.engine.runfolder import CHECKPOINTS, locked
+from synrank_jax.engine.runfolder import CHECKPOINTS
 from synrank_jax.engine.updates import BadUpdateError
 from synrank_jax.errors import UserError
 from synrank_jax.experiment import Study
+from synrank_jax.files import locked
 from synrank_jax.retrieval.comparison import Report
 from synrank_jax.retrieval.result import EvaluationResult
 
@@ -317,7 +318,10 @@ def test_results_of_other_lists_are_not_taken_over(desk: Desk, tmp_path: Path, t
 
 
 def test_two_processes_do_not_share_an_output_folder(desk: Desk):
-    with locked(desk.output), pytest.raises(UserError, match=r"--output .*in use by process"):
+    with (
+        locked(desk.output, "--output"),
+        pytest.raises(UserError, match=r"--output .*in use by process"),
+    ):
         desk.main()
 
 

@@ -25,9 +25,10 @@ from synrank_jax.data.pipeline import PreparedLists, batches
 from synrank_jax.engine.checkpoint import load_trained
 from synrank_jax.engine.encoding import checkpoint_encoder
 from synrank_jax.engine.profiling import PROFILE
-from synrank_jax.engine.runfolder import CHECKPOINTS, locked
+from synrank_jax.engine.runfolder import CHECKPOINTS
 from synrank_jax.engine.updates import BadUpdateError
 from synrank_jax.errors import UserError
+from synrank_jax.files import locked
 from synrank_jax.optim import learning_rate_schedule
 from synrank_jax.tracking import read_metrics
 
@@ -310,7 +311,10 @@ def test_resuming_on_other_lists_is_refused(tiny_config: Config, tmp_path: Path)
 
 def test_a_run_folder_in_use_is_refused(tiny_config: Config, tmp_path: Path):
     prepared(tiny_config, tmp_path)
-    with locked(tmp_path / "run"), pytest.raises(UserError, match=r"in use by process \d+"):
+    with (
+        locked(tmp_path / "run", "train.output"),
+        pytest.raises(UserError, match=r"in use by process \d+"),
+    ):
         train.run(tiny_config)
 
 

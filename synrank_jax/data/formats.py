@@ -143,7 +143,7 @@ def _msmarco(source: SourceConfig) -> Reader:
     path = Path(source.path).expanduser()
     if not path.is_file():
         folder = collection_folder(source.path, "data.sources.path")
-        return Reader(*_texts(source), _trec_qrels(folder, source.split))
+        return Reader(*_texts(source), trec_qrels(folder, source.split))
     if source.corpus or path.name.startswith(ID_TRIPLES):
         corpus = source.corpus or str(path.parent)
         texts = _texts(source.model_copy(update={"corpus": corpus}))
@@ -151,9 +151,15 @@ def _msmarco(source: SourceConfig) -> Reader:
     return Reader(*_triple_texts(path), _triples(path, _text_id))
 
 
-def _trec_qrels(folder: Path, split: str) -> Stream[Pair]:
+def trec_qrels_file(folder: Path, split: str) -> Path:
+    """Where the judgements of a split of MS MARCO are, or would be."""
     name = f"qrels.{split}.tsv"
-    path = existing_file(folder, name) or folder / name
+    return existing_file(folder, name) or folder / name
+
+
+def trec_qrels(folder: Path, split: str) -> Stream[Pair]:
+    """The judgements of a split of MS MARCO."""
+    path = trec_qrels_file(folder, split)
 
     def rows() -> Iterator[Pair]:
         for line, text in read_lines(path, "an MS MARCO folder has qrels.SPLIT.tsv"):
@@ -211,14 +217,22 @@ def _crops(source: SourceConfig) -> Reader:
 
 
 def _texts(source: SourceConfig) -> tuple[Stream[Text], Stream[Text]]:
-    return _find("documents", _documents_in, source), _find("queries", _queries_in, source)
+    return _find("documents", _documents_in, source), queries_of(source)
+
+
+def queries_of(source: SourceConfig, field: str = "data.sources.path") -> Stream[Text]:
+    """The queries of a folder or of the hub; `field` names the path in errors."""
+    return _find("queries", _queries_in, source, field)
 
 
 def _find(
-    what: str, look: Callable[[Path, str], Stream[Text] | None], source: SourceConfig
+    what: str,
+    look: Callable[[Path, str], Stream[Text] | None],
+    source: SourceConfig,
+    field: str = "data.sources.path",
 ) -> Stream[Text]:
     """The source's own texts, or those of `corpus`."""
-    places = {"data.sources.path": source.path, "data.sources.corpus": source.corpus}
+    places = {field: source.path, "data.sources.corpus": source.corpus}
     given = {field: place for field, place in places.items() if place is not None}
     for field, place in given.items():
         if columns.on_hub(place):
@@ -228,7 +242,7 @@ def _find(
         if (stream := look(collection_folder(place, field), source.split)) is not None:
             return stream
     raise UserError(
-        f"data.sources: no {what} in {' or '.join(given.values())}; give corpus: a folder "
+        f"{field}: no {what} in {' or '.join(given.values())}; give corpus: a folder "
         f"with {beir.CORPUS_FILE} and {beir.QUERIES_FILE}, collection.tsv and queries.SPLIT.tsv, "
         "or the parquet folders corpus and queries"
     )

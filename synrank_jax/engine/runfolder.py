@@ -1,11 +1,8 @@
 """The run folder: one process at a time, one configuration for its whole life."""
 
-import fcntl
 import logging
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ from synrank_jax.files import write_text
 
 CHECKPOINTS = "checkpoints"
 CONFIG_FILE = "config.yaml"
-LOCK_FILE = "lock"
 
 # What may change between a run and its resumption: it moves no weight, or only by rounding.
 FREE = {
@@ -37,37 +33,6 @@ FREE = {
 }
 
 log = logging.getLogger(__name__)
-
-
-@contextmanager
-def locked(run: Path, field: str = "train.output") -> Iterator[None]:
-    """Hold the run folder; the lock ends with the process, however that ends.
-
-    Args:
-        run: the folder, made if missing.
-        field: what named it, for errors.
-
-    Raises:
-        UserError: another process holds it, or the folder cannot be written.
-    """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        handle = (run / LOCK_FILE).open("a+")
-    except OSError as error:
-        raise UserError(f"{field} {run}: cannot be written ({error})") from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            raise UserError(
-                f"{field} {run}: in use by process {handle.read().strip() or '?'}; "
-                f"wait for it, end it, or set another {field}"
-            ) from None
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        yield
 
 
 def claim(run: Path, config: Config, contract: EncodingContract) -> None:

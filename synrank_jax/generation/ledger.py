@@ -198,6 +198,11 @@ class Ledger:
         )
         return [Row(*row) for row in rows]
 
+    def any_valid(self) -> bool:
+        """Whether there is a valid answer."""
+        found = self._db.execute("SELECT 1 FROM answers WHERE failure IS NULL LIMIT 1").fetchone()
+        return found is not None
+
     def add(self, row: Row) -> None:
         """Keep an answer until the next `flush`."""
         self._waiting.append(row)

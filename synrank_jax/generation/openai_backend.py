@@ -1,8 +1,9 @@
 """Any OpenAI-compatible server, through the official client: vLLM, llama.cpp, TGI, hosted ones.
 
-Requests go to the endpoint with the fewest under way. One that fails rests for a growing random
-time, and the request goes elsewhere. The client's own retries are off: they would stay with the
-endpoint that failed.
+Requests go to the endpoint with the fewest under way. A request that fails is repeated after a
+growing random time, elsewhere if there is another endpoint; an endpoint that says 429 or fails
+several times in a row rests. The client's own retries are off: they would stay with the endpoint
+that failed.
 """
 
 import asyncio
@@ -21,6 +22,8 @@ from synrank_jax.errors import UserError
 from synrank_jax.generation.backend import Answer, Failure, Request, RequestError
 
 LONGEST_REST_S = 60.0
+# So many failures in a row are not those of single requests.
+FAILING = 3
 CHECK_TIMEOUT_S = 30.0
 PROBE_SCHEMA = {
     "type": "object",
@@ -74,8 +77,15 @@ class Endpoint:
         if time.monotonic() < self.rests_until:
             return
         self.failures += 1
-        rest_s = random.uniform(0.25, 0.5) * 2 ** min(self.failures, 10)  # noqa: S311
-        self.rests_until = time.monotonic() + min(asked_s or rest_s, LONGEST_REST_S)
+        rest_s = asked_s if asked_s is not None else _wait_s(self.failures)
+        self.rests_until = time.monotonic() + min(rest_s, LONGEST_REST_S)
+
+    def failed(self) -> None:
+        """It failed a request: it rests if this goes on."""
+        if self.failures + 1 >= FAILING:
+            self.rest(None)
+        else:
+            self.failures += 1
 
     async def turn(self) -> None:
         """Wait until it has rested, and until its rate limit lets the next request go."""
@@ -108,9 +118,10 @@ class OpenAIBackend:
 
     async def answer(self, request: Request) -> Answer:
         """See `Backend.answer`."""
-        began, retries = time.monotonic(), 0
+        began, retries, repeats = time.monotonic(), 0, 0
+        avoided: Endpoint | None = None
         while True:
-            endpoint = min(self._endpoints, key=self._preference)
+            endpoint = self._best(avoided)
             endpoint.under_way += 1
             try:
                 async with endpoint.limit:
@@ -118,36 +129,44 @@ class OpenAIBackend:
                     answer = await self._ask(endpoint, request)
             except RequestError as error:
                 retries += error.failure in (Failure.TIMEOUT, Failure.SERVER_ERROR)
-                patient = time.monotonic() - began < self._config.outage_timeout
-                if retries > self._config.retries or not error.retryable or not patient:
+                if retries > self._config.retries or not error.retryable or self._too_long(began):
                     raise
             except openai.APIConnectionError as error:
-                self._endure(endpoint, began, error)
+                endpoint.failed()
+                self._endure(began, error)
             else:
                 endpoint.failures, self._alive_at = 0, time.monotonic()
                 return answer
             finally:
                 endpoint.under_way -= 1
+            avoided, repeats = endpoint, repeats + 1
+            await asyncio.sleep(_wait_s(repeats))
 
     async def close(self) -> None:
         """See `Backend.close`."""
         for endpoint in self._endpoints:
             await endpoint.client.close()
 
-    @staticmethod
-    def _preference(endpoint: Endpoint) -> tuple[float, int]:
-        return max(endpoint.rests_until - time.monotonic(), 0), endpoint.under_way
+    def _best(self, avoided: Endpoint | None) -> Endpoint:
+        """The endpoint that can begin first; of those, one that has not just failed."""
+        now = time.monotonic()
+        return min(
+            self._endpoints,
+            key=lambda one: (max(one.rests_until - now, 0), one is avoided, one.under_way),
+        )
 
-    def _endure(self, endpoint: Endpoint, began: float, error: Exception) -> None:
-        """A lost connection: the endpoint rests, unless this has gone on for too long."""
-        endpoint.rest(None)
-        now, most = time.monotonic(), self._config.outage_timeout
-        if now - self._alive_at > most:
+    def _too_long(self, since: float) -> bool:
+        return time.monotonic() - since > self._config.outage_timeout
+
+    def _endure(self, began: float, error: Exception) -> None:
+        """After a lost connection: go on, unless this has lasted for too long."""
+        if self._too_long(self._alive_at):
+            most = self._config.outage_timeout
             raise UserError(
                 f"no endpoint of {', '.join(self._config.endpoints)} has answered for {most:g} s "
                 f"({self._said(error)}); the same command goes on when they are back"
             ) from error
-        if now - began > most:
+        if self._too_long(began):
             raise RequestError(Failure.SERVER_ERROR, self._said(error)) from error
 
     async def _ask(self, endpoint: Endpoint, request: Request) -> Answer:
@@ -164,7 +183,7 @@ class OpenAIBackend:
             self._alive_at = time.monotonic()
             raise self._classified(endpoint, error) from error
         except (openai.APIResponseValidationError, json.JSONDecodeError) as error:
-            endpoint.rest(None)
+            endpoint.failed()
             raise RequestError(
                 Failure.SERVER_ERROR, f"{endpoint.url}: {self._said(error)}", True
             ) from error
@@ -191,7 +210,7 @@ class OpenAIBackend:
         # A server may leave out anything; the client does not check.
         choices: Any = getattr(completion, "choices", None)
         if not choices or not choices[0].message:
-            endpoint.rest(None)
+            endpoint.failed()
             raise RequestError(Failure.SERVER_ERROR, f"{endpoint.url}: no choices", True)
         message = choices[0].message
         usage = getattr(completion, "usage", None)
@@ -222,7 +241,7 @@ class OpenAIBackend:
             case 400 if FILTERED.search(text):
                 return RequestError(Failure.REFUSED, said)
             case status if status >= 500 or status in (408, 409, 425):
-                endpoint.rest(_retry_after(error.response.headers))
+                endpoint.failed()
                 return RequestError(Failure.SERVER_ERROR, said, True)
         return RequestError(Failure.SERVER_ERROR, said)
 
@@ -282,6 +301,11 @@ class OpenAIBackend:
         cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else None
         said = " ".join(str(cause or error).split())[:500] or type(error).__name__
         return said.replace(self._secret, "***") if self._secret else said
+
+
+def _wait_s(number: int) -> float:
+    """Seconds before repeat `number`: twice as long each time, with jitter."""
+    return random.uniform(0.25, 0.5) * min(2.0**number, LONGEST_REST_S)  # noqa: S311
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -26,13 +26,15 @@ HOPELESS = 50
 
 
 @dataclass
-class Progress:
-    """Counts of this run, for the progress bar."""
+class Counts:
+    """What this process has done, for the progress bar."""
 
     valid: int = 0
     failed: int = 0
     answers: int = 0
     completion_tokens: int = 0
+    stopping: bool = False
+    """Whether a signal came."""
 
 
 class Writer:
@@ -45,14 +47,14 @@ class Writer:
         rules: Rules,
         backend: Backend,
         ledger: Ledger,
-        on_progress: Callable[[Progress], None] = lambda progress: None,
+        on_progress: Callable[[Counts], None] = lambda counts: None,
     ) -> None:
         """`on_progress` is called about ten times a second."""
         self._config, self._prompt, self._rules = config, prompt, rules
         self._backend, self._ledger, self._on_progress = backend, ledger, on_progress
         self._parts = parts_of(config)
-        self._progress = Progress()
-        self._stopping = self._hopeful = False
+        self._counts = Counts()
+        self._hopeful = ledger.any_valid()
         self.stop_signal: int | None = None
         """The signal that ended the run early."""
 
@@ -70,10 +72,10 @@ class Writer:
         recorder = asyncio.create_task(self._record(ended))
 
         def on_signal(number: int) -> None:
-            if self._stopping:
+            if self._counts.stopping:
                 for worker in workers:
                     worker.cancel()
-            self._stopping, self.stop_signal = True, number
+            self._counts.stopping, self.stop_signal = True, number
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, on_signal, number)
@@ -85,21 +87,21 @@ class Writer:
             ended.set()
             await recorder
             self._ledger.flush()
-            self._on_progress(self._progress)
+            self._on_progress(self._counts)
 
     async def _work(self, queries: Iterator[Query]) -> None:
         for query in queries:
-            if self._stopping:
+            if self._counts.stopping:
                 return
             if await self._list(query):
-                self._progress.valid += 1
-            elif not self._stopping:
-                self._progress.failed += 1
+                self._counts.valid += 1
+            elif not self._counts.stopping:
+                self._counts.failed += 1
 
     async def _record(self, ended: asyncio.Event) -> None:
         while not ended.is_set():
             self._ledger.flush()
-            self._on_progress(self._progress)
+            self._on_progress(self._counts)
             try:
                 await asyncio.wait_for(ended.wait(), FLUSH_S)
             except TimeoutError:
@@ -156,7 +158,7 @@ class Writer:
             self._count(answer, failure, message)
             if passages is not None:
                 return passages
-            if failure == FINAL or self._stopping:
+            if failure == FINAL or self._counts.stopping:
                 return None
         return None
 
@@ -178,13 +180,13 @@ class Writer:
         return written
 
     def _count(self, answer: Answer, failure: str | None, message: str | None) -> None:
-        self._progress.answers += 1
-        self._progress.completion_tokens += answer.completion_tokens
+        self._counts.answers += 1
+        self._counts.completion_tokens += answer.completion_tokens
         if failure is None:
             self._hopeful = True
-        elif not self._hopeful and self._progress.answers >= HOPELESS:
+        elif not self._hopeful and self._counts.answers >= HOPELESS:
             raise UserError(
-                f"none of the first {self._progress.answers} answers is valid; the last one: "
+                f"none of the first {self._counts.answers} answers is valid; the last one: "
                 f"{failure} ({message}). Look at the prompt, rules, backend.max_tokens, or set "
                 "backend.structured to delimiters if the server ignores schemas; `--status` counts "
                 "the failures"
