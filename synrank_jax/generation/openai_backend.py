@@ -24,7 +24,7 @@ from synrank_jax.generation.backend import Answer, Failure, Request, RequestErro
 LONGEST_REST_S = 60.0
 # So many failures in a row are not those of single requests.
 FAILING = 3
-CHECK_TIMEOUT_S = 30.0
+CHECK_TIMEOUT_S = CONNECT_TIMEOUT_S = 30.0
 PROBE_SCHEMA = {
     "type": "object",
     "properties": {"answer": {"type": "string", "enum": ["ready"]}},
@@ -58,7 +58,9 @@ class Endpoint:
             base_url=url,
             api_key=key,
             max_retries=0,
-            timeout=config.timeout,
+            # The whole request has its limit in `_ask`: its transport takes a refused connection
+            # for a timeout, so the client's own verdict would say nothing.
+            timeout=openai.Timeout(None, connect=CONNECT_TIMEOUT_S),
             http_client=openai.DefaultAioHttpClient(),
         )
         self.limit = asyncio.Semaphore(config.concurrency)
@@ -174,8 +176,7 @@ class OpenAIBackend:
         try:
             async with asyncio.timeout(self._config.timeout):
                 completion = await self._send(endpoint, request)
-        except (TimeoutError, openai.APITimeoutError) as error:
-            self._alive_at = max(self._alive_at, time.monotonic() - self._config.timeout)
+        except TimeoutError as error:
             raise RequestError(
                 Failure.TIMEOUT, f"{endpoint.url}: no answer in {self._config.timeout:g} s", True
             ) from error

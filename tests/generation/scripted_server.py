@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server over loopback that answers by script: well, badly, slowly, not at all.
+"""An OpenAI-compatible server over loopback that answers by script: well, badly, or not at all.
 
     python tests/generation/scripted_server.py [--faults SHARE] [--classes NAME ...]
 
@@ -27,21 +27,21 @@ ENGLISH = (
     "have an had they you were their one all we can her has there been if more when will would who "
     "so no water house field engine river market winter music paper stone garden island teacher "
     "journey forest bridge harbour season kitchen village measure record"
-).split()
+)
 GERMAN = (
     "der die und in den von zu das mit sich des auf für ist im dem nicht ein eine als auch es an "
     "werden aus er hat dass sie nach wird bei einer um am sind noch wie einem über einen so zum "
     "haben nur oder aber vor zur bis mehr durch man sein wurde sei Wasser Straße Häuser Brücke"
-).split()
+)
 
 
 def digest(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8])
 
 
-def words(key: object, count: int, vocabulary: list[str]) -> str:
+def words(key: object, count: int, text: str) -> str:
     """Words drawn by a linear congruential generator: fast, and the same everywhere."""
-    state, drawn = digest(key), []
+    state, drawn, vocabulary = digest(key), [], text.split()
     for _ in range(count):
         state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
         drawn.append(vocabulary[(state >> 33) % len(vocabulary)])
@@ -72,7 +72,9 @@ class Script:
         match fault:
             case "429":
                 headers = {"retry-after": "0.05"}
-                return web.json_response({"error": {"message": "slow down"}}, 429, headers=headers)
+                return web.json_response(
+                    {"error": {"message": "slow down"}}, status=429, headers=headers
+                )
             case "500":
                 return web.json_response({"error": {"message": "overloaded"}}, status=500)
             case "dropped":

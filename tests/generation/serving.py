@@ -1,0 +1,64 @@
+"""Starts the scripted server in a process of its own, and makes configurations for it."""
+
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from synrank_jax.config_generation import GenerationConfig
+
+SERVER = Path(__file__).parent / "scripted_server.py"
+PROMPT = """
+description: a prompt for tests
+system: You write passages.
+user: |
+  {levels}
+  {examples}
+  Passages of {min_words} to {max_words} words for {difficulty}.
+  Query: {query}
+  {format}
+"""
+
+
+@contextmanager
+def scripted(*options: str) -> Iterator[str]:
+    """Base address of a scripted server."""
+    command = [sys.executable, str(SERVER), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            yield f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
+        finally:
+            server.kill()
+
+
+def counts(url: str) -> dict[str, int]:
+    """What the server has answered so far."""
+    with urllib.request.urlopen(url.removesuffix("/v1") + "/counts") as answer:
+        return json.load(answer)
+
+
+def small_config(folder: Path, *urls: str, queries: int = 40, **sections: Any) -> GenerationConfig:
+    """A configuration of `queries` queries; `sections` override single fields of sections."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [f"q{number}\twhat is thing {number}\n" for number in range(queries)]
+    (folder / "queries.tsv").write_text("".join(lines))
+    (folder / "prompt.yaml").write_text(PROMPT)
+    values: dict[str, Any] = {
+        "queries": {"path": str(folder / "queries.tsv")},
+        "prompt": {"template": str(folder / "prompt.yaml"), "examples_per_query": 0},
+        "backend": {"model": "scripted", "endpoints": urls, "timeout": 30.0, "concurrency": 16},
+        "output": str(folder / "out"),
+    }
+    for name, value in sections.items():
+        values[name] = values.get(name, {}) | value if isinstance(value, dict) else value
+    return GenerationConfig.model_validate(values)
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    """Content of every file that a run gives on."""
+    names = ("lists.jsonl", "corpus.jsonl", "queries.jsonl", "qrels/train.tsv")
+    return {name: (folder / name).read_bytes() for name in names}
