@@ -274,7 +274,7 @@ class OpenAIBackend:
             )
         return await self._probe(endpoint, PROBE)
 
-    async def _probe(self, endpoint: Endpoint, request: Request) -> bool:
+    async def _probe(self, endpoint: Endpoint, request: Request, repeats: int = 0) -> bool:
         try:
             answer = await self._ask(endpoint, request)
         except openai.APIConnectionError as error:
@@ -285,6 +285,9 @@ class OpenAIBackend:
             if "max_completion_tokens" in error.message and self._limit_name == "max_tokens":
                 self._limit_name = "max_completion_tokens"  # hosted reasoning models
                 return await self._probe(endpoint, request)
+            if error.retryable and repeats < self._config.retries:
+                await asyncio.sleep(_wait_s(repeats + 1))
+                return await self._probe(endpoint, request, repeats + 1)
             if request.schema is not None and not error.retryable:
                 return await self._probe(endpoint, Request(request.messages, None, request.seed))
             raise UserError(

@@ -60,7 +60,7 @@ class Script:
         asked = json.loads(await request.read())
         prompt, seed = asked["messages"][-1]["content"], asked.get("seed")
         key = digest(prompt, seed)
-        fault = self.fault(key)
+        fault = "" if '{"answer": "ready"}' in prompt else self.fault(key)  # not of the check
         if fault in ONCE and key in self.seen:
             fault = ""
         self.seen.add(key)
