@@ -21,6 +21,7 @@ from synrank_jax.generation.prompt import Prompt, draw
 from synrank_jax.generation.validation import Rules
 
 FLUSH_S = 0.1
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # So many failures without one valid list: it is the server, the prompt or the rules.
 HOPELESS = 50
 
@@ -52,7 +53,7 @@ class Writer:
         """`on_progress` is called about ten times a second."""
         self._config, self._prompt, self._rules = config, prompt, rules
         self._backend, self._ledger, self._on_progress = backend, ledger, on_progress
-        self._parts = parts_of(config)
+        self._parts, self._width = parts_of(config), backend.width
         self._counts = Counts()
         self._hopeful = ledger.any_valid()
         self.stop_signal: int | None = None
@@ -67,9 +68,7 @@ class Writer:
             UserError: the backend is lost, or nothing but failures comes from it.
         """
         queries = self._ledger.unfinished(len(self._parts))
-        loop, ended = asyncio.get_running_loop(), asyncio.Event()
-        workers = [asyncio.create_task(self._work(queries)) for _ in range(self._backend.width)]
-        recorder = asyncio.create_task(self._record(ended))
+        loop, workers = asyncio.get_running_loop(), list[asyncio.Task[None]]()
 
         def on_signal(number: int) -> None:
             if self._counts.stopping:
@@ -77,15 +76,19 @@ class Writer:
                     worker.cancel()
             self._counts.stopping, self.stop_signal = True, number
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             loop.add_signal_handler(number, on_signal, number)
         try:
-            await _all(workers)
+            async with asyncio.TaskGroup() as tasks:
+                recorder = tasks.create_task(self._record())
+                workers += [tasks.create_task(self._work(queries)) for _ in range(self._width)]
+                await asyncio.wait(workers)
+                recorder.cancel()
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # the others follow from it, or say the same
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
                 loop.remove_signal_handler(number)
-            ended.set()
-            await recorder
             self._ledger.flush()
             self._on_progress(self._counts)
 
@@ -98,14 +101,11 @@ class Writer:
             elif not self._counts.stopping:
                 self._counts.failed += 1
 
-    async def _record(self, ended: asyncio.Event) -> None:
-        while not ended.is_set():
+    async def _record(self) -> None:
+        while True:
             self._ledger.flush()
             self._on_progress(self._counts)
-            try:
-                await asyncio.wait_for(ended.wait(), FLUSH_S)
-            except TimeoutError:
-                continue
+            await asyncio.sleep(FLUSH_S)
 
     async def _list(self, query: Query) -> bool:
         """Whether the query has a valid answer for every part in the end."""
@@ -191,18 +191,6 @@ class Writer:
                 "backend.structured to delimiters if the server ignores schemas; `--status` counts "
                 "the failures"
             )
-
-
-async def _all(workers: Sequence[asyncio.Task[None]]) -> None:
-    """Wait for the workers; the first error of one ends the others."""
-    try:
-        await asyncio.gather(*workers)
-    except asyncio.CancelledError:
-        pass  # by a second signal
-    finally:
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
 
 
 def parts_of(config: GenerationConfig) -> list[list[LevelConfig]]:

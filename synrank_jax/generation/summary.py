@@ -135,19 +135,19 @@ def shown_progress(status: Status) -> Iterator[Callable[[Counts], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        before = status.valid + status.failed
-        task = progress.add_task("", total=status.queries, completed=before, said="")
+        # Queries that were given up before are looked at again, and counted then.
+        task = progress.add_task("", total=status.queries, completed=status.valid, said="")
 
         def show(counts: Counts) -> None:
             elapsed = max(progress.tasks[task].elapsed or 0.0, 1e-3)
             said = (
-                f"{status.failed + counts.failed:,} given up, "
+                f"{counts.failed:,} given up, "
                 f"{(counts.valid + counts.failed) / elapsed:.1f}/s, "
                 f"{counts.completion_tokens / elapsed:,.0f} tokens/s"
             )
             if counts.stopping:
                 said += ", stopping: waiting for answers under way (Ctrl-C again: do not)"
-            done = before + counts.valid + counts.failed
+            done = status.valid + counts.valid + counts.failed
             progress.update(task, completed=done, said=said)
 
         yield show
