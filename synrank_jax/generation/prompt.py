@@ -34,6 +34,9 @@ PLACEHOLDERS: dict[str, type] = {
     "max_words": int,
 }
 REQUIRED = ("query", "levels", "format")
+EXAMPLES_SAID = (
+    "For other queries, to show what the levels mean (passages of another length than asked for):\n"
+)
 
 
 class PromptFile(Section):
@@ -94,7 +97,10 @@ class Prompt:
                 "levels": [level.model_dump(mode="json") for level in self.levels],
                 "prompt": config.prompt.model_dump(mode="json", exclude={"template", "examples"}),
                 "examples": [example.record() for example in self.examples],
-                "format": output_format,
+                "said": [
+                    output_format.instruction(slots_of(self.levels), file.titles),
+                    EXAMPLES_SAID,
+                ],
                 "sampling": config.backend.model_dump(mode="json", include=sampling),
             }
         )
@@ -148,7 +154,7 @@ class Prompt:
 
     def _shown(self, examples: Sequence[RankingContext], asked: Sequence[LevelConfig]) -> str:
         grades = {level.grade for level in asked}
-        blocks = []
+        blocks = [EXAMPLES_SAID] if examples else []
         for number, example in enumerate(examples, start=1):
             passages = [passage for passage in example.passages if passage.grade in grades]
             answer = self.format.written(passages, self.titles)
