@@ -37,6 +37,22 @@ def model_folder(path: str, revision: str | None = None, *, weights: bool = True
     return _download(path, revision, HUB_PATTERNS if weights else HUB_SETTINGS)
 
 
+def causal_model_folder(path: str) -> Path:
+    """Local folder of a language model: a folder, or a hub id (downloaded and cached).
+
+    Raises:
+        UserError: it is neither, or the hub cannot be reached.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise UserError(
+            f"backend.model {path!r}: no such folder, and not a hub id of the form owner/name"
+        )
+    return _download(path, None, HUB_PATTERNS, "backend.model")
+
+
 def collection_folder(path: str, field: str) -> Path:
     """Local folder of a BEIR-layout collection; `field` names the config field in errors."""
     if path.startswith("bundled:"):
@@ -70,7 +86,9 @@ def _bundled_model(name: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / sub_folder
 
 
-def _download(repo_id: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+def _download(
+    repo_id: str, revision: str | None, patterns: tuple[str, ...], field: str = "model.path"
+) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
@@ -78,6 +96,6 @@ def _download(repo_id: str, revision: str | None, patterns: tuple[str, ...]) -> 
     except Exception as error:  # the hub client raises a dozen unrelated types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"model.path {repo_id!r}: not a local folder, and the hub could not give it "
+            f"{field} {repo_id!r}: not a local folder, and the hub could not give it "
             f"({type(error).__name__}: {reason}); check the name, or give a downloaded folder"
         ) from error
