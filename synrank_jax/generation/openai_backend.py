@@ -278,6 +278,9 @@ class OpenAIBackend:
         try:
             answer = await self._ask(endpoint, request)
         except openai.APIConnectionError as error:
+            if repeats < self._config.retries:
+                await asyncio.sleep(_wait_s(repeats + 1))
+                return await self._probe(endpoint, request, repeats + 1)
             raise UserError(
                 f"backend.endpoints {endpoint.url}: lost the connection ({self._said(error)})"
             ) from error
