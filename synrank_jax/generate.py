@@ -38,7 +38,7 @@ from synrank_jax.generation.ledger import FILE, Ledger, Query
 from synrank_jax.generation.output import LISTS_FILE, write_lists
 from synrank_jax.generation.prompt import Prompt, load_prompt
 from synrank_jax.generation.run import Writer, contexts, parts_of
-from synrank_jax.generation.summary import report_of, shown_progress, status_table, write_report
+from synrank_jax.generation.status import report_of, shown_progress, status_table, write_report
 from synrank_jax.generation.validation import Rules
 
 FIELD = "output"
