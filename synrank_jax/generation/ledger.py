@@ -11,7 +11,7 @@ SQLite in WAL mode with synchronous=FULL: a committed row survives the process a
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,42 +139,54 @@ class Ledger:
         Raises:
             UserError: an id is there twice, or has another text than its answers are for.
         """
-        self._db.execute(
-            "CREATE TEMP TABLE asked (place INTEGER PRIMARY KEY, "
-            "query_id TEXT NOT NULL UNIQUE, query TEXT NOT NULL)"
-        )
-        self._db.execute("BEGIN")
-        for place, (where, query) in enumerate(queries):
-            try:
-                self._db.execute("INSERT INTO asked VALUES (?, ?, ?)", (place, *query))
-            except sqlite3.IntegrityError:
-                (first,) = self._db.execute(
-                    "SELECT place FROM asked WHERE query_id = ?", (query.query_id,)
-                ).fetchone()
-                self._db.execute("ROLLBACK")
-                raise UserError(
-                    f"{where}: query id {query.query_id!r} is written twice (the first is query "
-                    f"number {first + 1}); give every query an id of its own"
-                ) from None
+        with self._transaction():
+            self._db.execute(
+                "CREATE TEMP TABLE asked (place INTEGER PRIMARY KEY, query_id TEXT NOT NULL UNIQUE,"
+                " query TEXT NOT NULL)"
+            )
+            for place, (where, query) in enumerate(queries):
+                try:
+                    self._db.execute("INSERT INTO asked VALUES (?, ?, ?)", (place, *query))
+                except sqlite3.IntegrityError:
+                    (first,) = self._db.execute(
+                        "SELECT place FROM asked WHERE query_id = ?", (query.query_id,)
+                    ).fetchone()
+                    raise UserError(
+                        f"{where}: query id {query.query_id!r} is written twice (the first is "
+                        f"query number {first + 1}); give every query an id of its own"
+                    ) from None
+            self._refuse_changed_texts()
+            # Queries that are left out keep their text, without a place: their answers are for it.
+            self._db.execute("UPDATE queries SET place = NULL WHERE place IS NOT NULL")
+            self._db.execute(
+                "INSERT INTO queries SELECT query_id, query, place FROM asked WHERE true "
+                "ON CONFLICT DO UPDATE SET place = excluded.place, query = excluded.query"
+            )
+            self._db.execute("DROP TABLE asked")
+
+    def _refuse_changed_texts(self) -> None:
         changed = self._db.execute(
             "SELECT query_id, queries.query, asked.query FROM queries JOIN asked USING (query_id) "
             "WHERE queries.query != asked.query AND query_id IN (SELECT query_id FROM answers)"
         ).fetchone()
         if changed:
-            self._db.execute("ROLLBACK")
             query_id, old, new = changed
             raise UserError(
                 f"{self._path}: has answers for query {query_id!r} with the text {old!r}, which is "
                 f"{new!r} now; use another output folder"
             )
-        # Queries that are left out keep their text, without a place: their answers are for it.
-        self._db.execute("UPDATE queries SET place = NULL WHERE place IS NOT NULL")
-        self._db.execute(
-            "INSERT INTO queries SELECT query_id, query, place FROM asked WHERE true "
-            "ON CONFLICT DO UPDATE SET place = excluded.place, query = excluded.query"
-        )
-        self._db.execute("COMMIT")
-        self._db.execute("DROP TABLE asked")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of it or, after an error, nothing."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
 
     def unfinished(self, parts: int) -> Iterator[Query]:
         """Queries without a valid answer for each of so many parts, in order."""
@@ -217,9 +229,8 @@ class Ledger:
             return
         rows = [tuple(asdict(row).values()) for row in self._waiting]
         try:
-            self._db.execute("BEGIN")
-            self._db.executemany("INSERT INTO answers VALUES (?,?,?,?,?,?,?,?,?)", rows)
-            self._db.execute("COMMIT")
+            with self._transaction():
+                self._db.executemany("INSERT INTO answers VALUES (?,?,?,?,?,?,?,?,?)", rows)
         except sqlite3.OperationalError as error:
             raise UserError(f"{self._path}: cannot be written ({error})") from error
         self._waiting.clear()

@@ -26,6 +26,8 @@ def words_of(text: str) -> list[str]:
 def shingles(text: str) -> frozenset[int]:
     """Hashes of the word triples of a text; of its words where it has fewer than three."""
     words = words_of(text)
+    if not words:
+        return frozenset()
     size = min(SHINGLE, len(words))
     return frozenset(hash(tuple(words[at : at + size])) for at in range(len(words) - size + 1))
 
