@@ -1,0 +1,138 @@
+"""A list on its own: is it whole, of sensible length, and about its subject?"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from synrank_jax.config_generation import RulesConfig
+from synrank_jax.generation.findings import Finding, Kind, excerpt
+from synrank_jax.generation.lists import Passage, RankingContext
+
+FEWEST_QUERY_WORDS = 4
+"""A shorter query may occur in a passage by itself."""
+COMMON_PATTERN = 0.9
+"""Share of lists with the same number of passages per grade, from which others are exceptions."""
+# At the start of a passage: the model speaks to the user or names the level it writes for.
+_TASK_TALK = re.compile(
+    r"\W*(?:(?:sure|certainly|of course|absolutely)[,!.:]"
+    r"|here(?:'s| is| are) (?:a|an|the|your) (?:\w+ ){0,3}(?:passage|text|list|answer)"
+    r"|(?:i'm|i am) (?:sorry|unable)|i (?:cannot|can't) (?:help|assist|provide|write|fulfill)"
+    r"|as an? (?:ai|large language|language) "
+    r"|(?:passage|document|text) (?:\d+|[a-d])\b\W*[:.)]"
+    r"|(?:relevance|grade|level|score)\W{0,3}\d\b"
+    r"|(?:perfectly|highly|partially|somewhat) relevant\b"
+    r"|(?:related|irrelevant|relevant)(?: passage)?\s*[:.)\]])",
+    re.IGNORECASE,
+)
+
+Pattern = tuple[tuple[int, int], ...]
+
+
+def context_of(record: Mapping[str, Any]) -> RankingContext:
+    """A record of a lists JSONL file as a ranking context.
+
+    Raises:
+        ValueError: it is none; says what is missing or wrong.
+    """
+    passages = record.get("passages")
+    if not isinstance(passages, list) or not passages:
+        raise ValueError("passages: not a list with at least one passage")
+    origin = record.get("origin") or {}
+    if not isinstance(origin, dict):
+        raise ValueError("origin: not an object")
+    return RankingContext(
+        query_id=_text(record, "query_id", identifier=True),
+        query=_text(record, "query"),
+        passages=tuple(_passage(number, item) for number, item in enumerate(passages, start=1)),
+        origin=origin,
+    )
+
+
+def _passage(number: int, item: Any) -> Passage:
+    if not isinstance(item, dict):
+        raise ValueError(f"passage {number}: not an object")
+    grade = item.get("grade")
+    if isinstance(grade, bool) or not isinstance(grade, int) or grade < 0:
+        raise ValueError(f"passage {number}: grade {grade!r} is not an integer from 0")
+    try:
+        return Passage(
+            doc_id=_text(item, "id", identifier=True),
+            grade=grade,
+            text=_text(item, "text"),
+            title=_text(item, "title") if item.get("title") is not None else "",
+        )
+    except ValueError as error:
+        raise ValueError(f"passage {number}: {error}") from error
+
+
+def _text(record: Mapping[str, Any], name: str, identifier: bool = False) -> str:
+    value = record.get(name)
+    if identifier and isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or (identifier and not value):
+        raise ValueError(f"{name}: {value!r} is not a text")
+    if identifier and not value.isprintable():
+        raise ValueError(f"{name}: {value!r} has characters that a table cannot hold")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name}: has half of a surrogate pair, which is no text") from error
+    return value
+
+
+def pattern(context: RankingContext) -> Pattern:
+    """Number of passages per grade, highest first."""
+    return tuple(sorted(Counter(p.grade for p in context.passages).items(), reverse=True))
+
+
+def common_pattern(patterns: Counter[Pattern]) -> Pattern | None:
+    """The pattern of nearly all lists; None if there is none."""
+    best, count = max(patterns.items(), key=lambda item: item[1], default=((), 0))
+    return best if count >= COMMON_PATTERN * patterns.total() and count else None
+
+
+def shown(counts: Pattern) -> str:
+    """A pattern in words."""
+    return ", ".join(f"{count} of grade {grade}" for grade, count in counts)
+
+
+def schema_findings(number: int, context: RankingContext) -> Iterator[Finding]:
+    """What is missing, empty or written twice."""
+
+    def found(why: str, doc_id: str | None = None) -> Finding:
+        return Finding(Kind.SCHEMA, number, context.query_id, doc_id, why)
+
+    if not context.query.strip():
+        yield found("the query is empty")
+    doc_ids = Counter(passage.doc_id for passage in context.passages)
+    for doc_id, count in doc_ids.items():
+        if count > 1:
+            yield found(f"the id stands {count} times in the list", doc_id)
+    if len({passage.grade for passage in context.passages}) < 2:
+        yield found("all passages have the same grade: there is nothing to rank")
+    for passage in context.passages:
+        if not passage.text.strip():
+            yield found("the passage is empty", passage.doc_id)
+
+
+def text_findings(
+    number: int, context: RankingContext, passage_words: list[list[str]], query_words: list[str]
+) -> Iterator[Finding]:
+    """Passages of a wrong length, that talk about the task, or that contain the query."""
+    rules = RulesConfig()
+    needle = f" {' '.join(query_words)} "
+    for passage, text in zip(context.passages, passage_words, strict=True):
+
+        def found(kind: Kind, why: str, passage: Passage = passage, **evidence: Any) -> Finding:
+            quoted = {**evidence, "text": excerpt(passage.full_text())}
+            return Finding(kind, number, context.query_id, passage.doc_id, why, quoted)
+
+        if text and not rules.min_words <= len(text) <= rules.max_words:
+            why = f"{len(text)} words; {rules.min_words} to {rules.max_words} are expected"
+            yield found(Kind.LENGTH, why, words=len(text))
+        if talk := _TASK_TALK.match(passage.title) or _TASK_TALK.match(passage.text):
+            yield found(Kind.TASK_TALK, f"begins with {talk.group().strip()!r}")
+        long_enough = len(query_words) >= FEWEST_QUERY_WORDS or text == query_words
+        if text and query_words and long_enough and needle in f" {' '.join(text)} ":
+            yield found(Kind.QUERY_COPY, "contains the query word for word", query=context.query)
