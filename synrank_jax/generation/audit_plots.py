@@ -22,8 +22,9 @@ def _png(figure: Any) -> bytes:
 def leakage_plot(leakage: Leakage, new_figure: NewFigure) -> bytes:
     """Each feature's values by grade, and both figures of all features against chance."""
     numeric = {name: f for name, f in leakage.features.items() if f.percentiles}
-    figure = new_figure(3.1 * (len(numeric) + 2), 2.9)
-    panels = figure.subplots(1, len(numeric) + 2)
+    figure = new_figure(7.6, 5.0)
+    panels = figure.subplots(2, 2).ravel()
+    panels[1].set_visible(len(numeric) > 1)
     for panel, (name, feature) in zip(panels, numeric.items(), strict=False):
         _boxes(panel, feature.percentiles)
         panel.set(title=f"{name} by grade", xlabel="grade")
@@ -38,7 +39,7 @@ def leakage_plot(leakage: Leakage, new_figure: NewFigure) -> bytes:
 def agreement_plot(agreement: Agreement, new_figure: NewFigure) -> bytes:
     """The confusion matrix, and an encoder's scores by grade."""
     scored = bool(agreement.score_percentiles)
-    figure = new_figure(3.4 * (1 + scored), 3.0)
+    figure = new_figure(3.8 * (1 + scored), 3.2)
     panels = figure.subplots(1, 1 + scored, squeeze=False)[0]
     _confusion(panels[0], agreement)
     if scored:
@@ -72,7 +73,7 @@ def _against_chance(panel: Any, figures: dict[str, Chance], title: str) -> None:
         panel.plot(figure.value, row, "o", color=_BLUE)
     labels = [name.replace(" (", "\n(").replace(" in ", "\nin ") for name in figures]
     panel.set(title=title, yticks=range(len(figures)), yticklabels=labels, xlim=(0, 1))
-    panel.set(ylim=(len(figures) - 0.5, -0.5), xlabel="grey: 95 % of chance")
+    panel.set(ylim=(len(figures) - 0.5, -0.5), xlabel="grey: 95% of chance")
     _plain(panel)
 
 
@@ -94,6 +95,8 @@ def _confusion(panel: Any, agreement: Agreement) -> None:
             panel.text(x, y, f"{count:,}", ha="center", va="center", color=color, fontsize=9)
     ticks = {"xticks": range(len(grades)), "yticks": range(len(grades))}
     panel.set(**ticks, xticklabels=grades, yticklabels=grades)
+    panel.title.set_fontsize(10)
+    panel.tick_params(labelsize=8)
     panel.set(title="passages", xlabel=f"grade of the {agreement.by}", ylabel="grade in the list")
 
 

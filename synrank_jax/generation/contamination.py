@@ -71,19 +71,32 @@ class RunIndex:
 
     def shared(self, text: Sequence[str], hashes: Hashes) -> Shared | None:
         """What the text shares with the one it shares most runs with; None: not a single run."""
-        runs = ngrams(hashes, RUN)
-        left = np.searchsorted(self._runs, runs, "left")
-        count = np.searchsorted(self._runs, runs, "right") - left
-        count[~_mostly_letters(text)] = 0
-        places = np.flatnonzero((count > 0) & (count < STOCK))
-        owners = {at: self._owners[left[at] : left[at] + count[at]].tolist() for at in places}
+        owners = self._owners_of(ngrams(hashes, RUN))
+        if owners:  # of hardly any text
+            letters = _mostly_letters(text)
+            owners = {at: found for at, found in owners.items() if letters[at]}
         totals = Counter(itertools.chain.from_iterable(owners.values()))
         if not totals:
             return None
         target = min(totals, key=lambda owner: (-totals[owner], owner))
-        start, length = _longest([int(at) for at in places if target in owners[at]])
+        start, length = _longest([at for at, found in owners.items() if target in found])
         stretch = text[start : start + length + RUN - 1]
         return Shared(target, totals[target], len(stretch), " ".join(stretch))
+
+    def _owners_of(self, runs: Hashes) -> dict[int, list[int]]:
+        """{place: the texts that have the run which stands there}, without stock phrases."""
+        if not self._runs.size:
+            return {}
+        left = np.searchsorted(self._runs, runs)
+        known = self._runs[np.minimum(left, self._runs.size - 1)] == runs
+        owners = {}
+        for place in np.flatnonzero(known).tolist():
+            # Equal runs stand together: STOCK places are enough to look at.
+            block = slice(left[place], left[place] + STOCK)
+            same = self._runs[block] == runs[place]
+            if np.count_nonzero(same) < STOCK:
+                owners[place] = self._owners[block][same].tolist()
+        return owners
 
 
 def _mostly_letters(text: Sequence[str]) -> NDArray[np.bool_]:
@@ -175,7 +188,7 @@ class Evaluation:
         """Each passage that shares runs of words or its title, once."""
         for passage, text, hashed in zip(context.passages, passage_words, hashes, strict=True):
             shared = self._runs.shared(text, hashed)
-            title = self._titles.best(words(passage.title))
+            title = self._titles.best(words(passage.title)) if passage.title else None
             reasons: list[str] = []
             evidence: dict[str, Any] = {"text": excerpt(passage.full_text())}
             if shared and shared.runs >= FEWEST_RUNS:

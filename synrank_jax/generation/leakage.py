@@ -31,6 +31,7 @@ OPENING_WORDS = 2
 """Words of an opening that grades are predicted from."""
 BOILERPLATE = 3
 """Words of an opening that the report counts."""
+FEWEST_LISTS = 3
 _BINS = 10
 _MOST_OPENINGS = 10
 _SEED = 0
@@ -79,7 +80,7 @@ class Leakage(Section):
     best: str
     """The feature that predicts best above chance."""
     openings: tuple[Opening, ...]
-    """The most frequent ones that two lists or more share."""
+    """The most frequent ones that at least FEWEST_LISTS lists share."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ def _openings(data: _Sample, texts: Sequence[Sequence[str]]) -> tuple[Opening, .
         passages.setdefault(opening, Counter())[int(grade)] += 1
         lists.setdefault(opening, set()).add(int(number))
     common = sorted(
-        (opening for opening in passages if len(lists[opening]) > 1),
+        (opening for opening in passages if len(lists[opening]) >= FEWEST_LISTS),
         key=lambda opening: (-len(lists[opening]), opening),
     )
     return tuple(

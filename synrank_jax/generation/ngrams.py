@@ -31,13 +31,16 @@ class WordHashes(dict[str, int]):
     def __missing__(self, word: str) -> int:
         if len(self) >= _REMEMBERED:
             self.clear()
-        value = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
-        self[word] = value
+        value = self[word] = _hash64(word.encode())
         return value
 
     def of(self, text: Sequence[str]) -> Hashes:
         """[T] for T words."""
         return np.fromiter(map(self.__getitem__, text), np.uint64, len(text))
+
+
+def _hash64(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
 def ngrams(hashes: Hashes, n: int) -> Hashes:
@@ -51,7 +54,7 @@ def ngrams(hashes: Hashes, n: int) -> Hashes:
 
 def whole(hashes: Hashes) -> int:
     """Hash of the whole text: equal for texts of equal words."""
-    return int(ngrams(hashes, len(hashes))[0]) if len(hashes) else 0
+    return _hash64(hashes.tobytes()) if len(hashes) else 0
 
 
 def shingles(hashes: Hashes) -> Hashes:

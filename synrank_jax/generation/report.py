@@ -39,12 +39,13 @@ p { margin: .4rem 0; max-width: 48rem; }
 .soft { color: var(--soft); } .mark { color: var(--mark); font-weight: 600; }
 code { font: .88em ui-monospace, Menlo, Consolas, monospace; background: var(--pale);
   padding: .05em .3em; border-radius: 3px; overflow-wrap: anywhere; }
+.kind { white-space: nowrap; }
 table { border-collapse: collapse; width: 100%; margin: .6rem 0; font-size: .93em; }
 th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }
 th { font-weight: 600; color: var(--soft); }
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-img { max-width: 100%; height: auto; margin: .6rem 0; display: block; }
+img { width: 46rem; max-width: 100%; height: auto; margin: .6rem 0; display: block; }
 ul { padding-left: 1.2rem; margin: .4rem 0; } li { margin: .3rem 0; overflow-wrap: anywhere; }
 article { border-left: 3px solid var(--line); padding: .1rem 0 .1rem .9rem; margin: .9rem 0; }
 article p { margin: .2rem 0; overflow-wrap: anywhere; }
@@ -143,8 +144,8 @@ def _checks(audit: ListsAudit) -> str:
             shown = f"<span{mark}>{count:,}</span>"
             share = f"{count / max(audit.lists, 1):.1%}"
         else:
-            shown, share = "", f"not checked ({_NEEDS[kind]})"
-        rows.append((f"<code>{kind}</code>", MEANING[kind], shown, share))
+            shown, share = f'<span class="soft">{_NEEDS[kind]}</span>', "not checked"
+        rows.append((f'<code class="kind">{kind}</code>', MEANING[kind], shown, share))
     return "<h2>Checks</h2>\n" + _table(("kind", "meaning", "lists", "share"), rows, (2, 3))
 
 
@@ -175,7 +176,7 @@ def _leakage(leakage: Leakage, new_figure: NewFigure) -> str:
         (safe(name), *cells(feature.concordance), *cells(feature.accuracy))
         for name, feature in leakage.features.items()
     ]
-    header = ("feature", "concordance", "chance (95 %)", "accuracy", "chance (95 %)")
+    header = ("feature", "concordance", "chance (95%)", "accuracy", "chance (95%)")
     text = (
         f"<h2>Can the grade be told without reading?</h2>\n<p>On {leakage.lists:,} lists. "
         "Concordance: share of the pairs of a list in which the passage of higher grade has more "
