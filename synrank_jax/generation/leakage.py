@@ -119,8 +119,7 @@ def measure(
     if scores is not None:
         numbers[OVERLAP] = np.array(scores)
     features = {name: _numeric(data, values, shuffles) for name, values in numbers.items()}
-    _, codes = np.unique([" ".join(text[:OPENING_WORDS]) for text in texts], return_inverse=True)
-    accuracy = _against_chance(_accuracies(data, codes, shuffles))
+    accuracy = _against_chance(_accuracies(data, _opening_codes(texts), shuffles))
     features[OPENING] = Feature(concordance=None, accuracy=accuracy, percentiles={})
     best = max(features, key=lambda name: _gain(features[name].accuracy))
     return Leakage(
@@ -183,6 +182,15 @@ def _rank_bins(lists: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray
         below = (own[:, None] > own[None, :]).sum(1) + ((own[:, None] == own).sum(1) - 1) / 2
         bins[block] = np.round(below / max(len(own) - 1, 1) * (_BINS - 1))
     return bins
+
+
+def _opening_codes(texts: Sequence[Sequence[str]]) -> NDArray[np.int64]:
+    """[S] number of each passage's opening; rare ones are one class: each alone tells nothing."""
+    openings = [" ".join(text[:OPENING_WORDS]) for text in texts]
+    count = Counter(openings)
+    common = [opening if count[opening] >= FEWEST_LISTS else "" for opening in openings]
+    codes: NDArray[np.int64] = np.unique(common, return_inverse=True)[1]
+    return codes
 
 
 def _accuracies(
