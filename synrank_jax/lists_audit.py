@@ -138,7 +138,9 @@ def audit(args: argparse.Namespace, open_backend: Callable[[BackendConfig], Back
     output = audit_folder(args.audit, args.output)
     make_folder(output, "--output")
     checks = Checks(
-        _counted("read collections", (t for p, f in folders.items() for t in documents(f, p))),
+        _counted("read collections", (t for p, f in folders.items() for t in documents(f, p)))
+        if folders
+        else (),
         (target for path, folder in folders.items() for target in evaluation_queries(folder, path)),
         examples(args.examples) if args.examples else (),
     )

@@ -129,7 +129,7 @@ def write_filtered(
                 )
                 if isinstance(row, Finding) or found:
                     continue
-                kept, records = _relabelled(number, row, regrades)
+                kept, records = _relabelled(number, row, regrades, f"graded again by the {relabel}")
                 file.writelines(map(json_line, records))
                 if kept is not None:
                     counts.relabelled += bool(records)
@@ -175,7 +175,7 @@ def _rows(file: Path) -> Iterator[Record]:
 
 
 def _relabelled(
-    number: int, context: RankingContext, regrades: Mapping[tuple[int, str], int | None]
+    number: int, context: RankingContext, regrades: Mapping[tuple[int, str], int | None], why: str
 ) -> tuple[RankingContext | None, list[Record]]:
     """The list with its new grades, best first, None if they are all equal; and what was done."""
     passages, records = [], []
@@ -184,9 +184,7 @@ def _relabelled(
         if grade is not None and grade != passage.grade:
             what = f"passage relabelled {passage.grade} -> {grade}"
             evidence = {"grade": passage.grade, "regrade": grade}
-            records.append(
-                _record(context.query_id, passage.doc_id, what, "second opinion", evidence)
-            )
+            records.append(_record(context.query_id, passage.doc_id, what, why, evidence))
             passage = replace(passage, grade=grade)
         passages.append(passage)
     if records and len({passage.grade for passage in passages}) < 2:

@@ -72,8 +72,7 @@ class Judge:
         except (ValueError, RecursionError):
             found = None
         if isinstance(found, dict):
-            value = found.get("grade")
-            return value if type(value) is int and value in self._grades else None
+            answer = str(found.get("grade"))
         alone = _NUMBER.fullmatch(answer)
         numbers = {int(number) for number in [alone[1]] if alone} if alone else set()
         numbers = numbers or {int(number) for number in _GRADE.findall(answer)}
