@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synrank_jax.data import beir
-from synrank_jax.data.lines import existing_file, read_objects
+from synrank_jax.data.lines import existing_file, identifier, member, read_objects
 from synrank_jax.errors import UserError
 from synrank_jax.files import file_sha256
 from synrank_jax.generation.contamination import Target
@@ -97,11 +97,10 @@ def _joined(
 def documents(folder: Path, where: str) -> Iterator[Target]:
     """The documents of a BEIR-layout folder, title and text apart."""
     file = existing_file(folder, beir.CORPUS_FILE) or folder / beir.CORPUS_FILE
-    # The readers' own checks first; then the parts.
-    for row, (_, record) in zip(
-        beir.documents(folder).rows(), read_objects(file, beir.PARTS), strict=True
-    ):
-        yield Target(where, row.id, record.get("title") or "", record["text"])
+    for place, record in read_objects(file, beir.PARTS):
+        beir.document_text(record, place)  # sees that title and text are texts
+        doc_id = identifier(member(record, "_id", place), "_id", place)
+        yield Target(where, doc_id, record.get("title") or "", record["text"])
 
 
 def evaluation_queries(folder: Path, where: str) -> Iterator[Target]:

@@ -17,7 +17,7 @@ from synrank_jax.config_file import load_section
 from synrank_jax.config_generation import BackendConfig, GenerationConfig
 from synrank_jax.data import beir
 from synrank_jax.data.lines import existing_file
-from synrank_jax.encoders import named_encoder
+from synrank_jax.encoders import Encoder, named_encoder
 from synrank_jax.errors import UserError
 from synrank_jax.files import atomic_write, file_sha256, write_text
 from synrank_jax.generation import agreement, filters, leakage
@@ -129,6 +129,9 @@ def audit(args: argparse.Namespace, open_backend: Callable[[BackendConfig], Back
     load_bm25s()
     new_figure(1, 1)
     config = load_section(GenerationConfig, args.judge) if args.judge else None
+    if config is not None and config.backend.kind == "openai":
+        asyncio.run(_reach(open_backend(config.backend)))
+    encoder = named_encoder(args.encoder, BATCH) if args.encoder else None
     lists = open_lists(args.audit, args.split, "--audit")
     sha256 = lists.sha256()
     folders = {path: collection_folder(path, "--against") for path in args.against}
@@ -152,8 +155,8 @@ def audit(args: argparse.Namespace, open_backend: Callable[[BackendConfig], Back
         opinions: list[tuple[Agreement, list[Regraded]]] = []
         if config is not None:
             opinions.append(_judged(chosen, config, args.judge, open_backend))
-        if args.encoder:
-            opinions.append(_encoded(chosen, args.encoder))
+        if encoder is not None:
+            opinions.append(_encoded(chosen, encoder, args.encoder))
         for opinion, regraded in opinions:
             findings.add(agreement.disagreements(opinion.by, opinion.name, regraded))
     with atomic_write(output / REGRADES_FILE) as file:
@@ -295,8 +298,14 @@ def _judged(
     return agreement.measure("judge", config.backend.model, regraded, failures), regraded
 
 
-def _encoded(sample: Chosen, model: str) -> tuple[Agreement, list[Regraded]]:
-    encoder = named_encoder(model, BATCH)
+async def _reach(backend: Backend) -> None:
+    try:
+        await backend.check()
+    finally:
+        await backend.close()
+
+
+def _encoded(sample: Chosen, encoder: Encoder, name: str) -> tuple[Agreement, list[Regraded]]:
     cosine = encoder.contract.similarity == "cosine"
     regraded = []
     for start in _counted("encode lists", range(0, len(sample), BATCH), -(-len(sample) // BATCH)):
@@ -313,7 +322,7 @@ def _encoded(sample: Chosen, model: str) -> tuple[Agreement, list[Regraded]]:
             at += size
             grades = agreement.ranks_as_grades([p.grade for p in context.passages], scores)
             regraded.append(Regraded(number, context, grades, scores))
-    return agreement.measure("encoder", model, regraded, {}), regraded
+    return agreement.measure("encoder", name, regraded, {}), regraded
 
 
 def _unit(rows: Any) -> Any:

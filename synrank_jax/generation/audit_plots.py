@@ -27,7 +27,7 @@ def leakage_plot(leakage: Leakage, new_figure: NewFigure) -> bytes:
     panels[1].set_visible(len(numeric) > 1)
     for panel, (name, feature) in zip(panels, numeric.items(), strict=False):
         _boxes(panel, feature.percentiles)
-        panel.set(title=f"{name} by grade", xlabel="grade")
+        _named(panel, f"{name} by grade", xlabel="grade")
     concordance = {n: f.concordance for n, f in numeric.items() if f.concordance}
     _against_chance(panels[-2], concordance, "concordance with the grade")
     _against_chance(
@@ -44,7 +44,7 @@ def agreement_plot(agreement: Agreement, new_figure: NewFigure) -> bytes:
     _confusion(panels[0], agreement)
     if scored:
         _boxes(panels[1], agreement.score_percentiles)
-        panels[1].set(title="score by grade", xlabel="grade")
+        _named(panels[1], "score by grade", xlabel="grade")
     return _png(figure)
 
 
@@ -62,7 +62,6 @@ def _boxes(panel: Any, percentiles: dict[int, tuple[float, ...]]) -> None:
         boxprops={"facecolor": _PALE, "edgecolor": _INK},
         medianprops={"color": _BLUE, "linewidth": 2},
     )
-    _plain(panel)
 
 
 def _against_chance(panel: Any, figures: dict[str, Chance], title: str) -> None:
@@ -72,9 +71,9 @@ def _against_chance(panel: Any, figures: dict[str, Chance], title: str) -> None:
         )
         panel.plot(figure.value, row, "o", color=_BLUE)
     labels = [name.replace(" (", "\n(").replace(" in ", "\nin ") for name in figures]
-    panel.set(title=title, yticks=range(len(figures)), yticklabels=labels, xlim=(0, 1))
-    panel.set(ylim=(len(figures) - 0.5, -0.5), xlabel="grey: 95% of chance")
-    _plain(panel)
+    panel.set(yticks=range(len(figures)), yticklabels=labels, xlim=(0, 1))
+    panel.set(ylim=(len(figures) - 0.5, -0.5))
+    _named(panel, title, xlabel="grey: 95% of chance")
 
 
 def _confusion(panel: Any, agreement: Agreement) -> None:
@@ -95,12 +94,12 @@ def _confusion(panel: Any, agreement: Agreement) -> None:
             panel.text(x, y, f"{count:,}", ha="center", va="center", color=color, fontsize=9)
     ticks = {"xticks": range(len(grades)), "yticks": range(len(grades))}
     panel.set(**ticks, xticklabels=grades, yticklabels=grades)
-    panel.title.set_fontsize(10)
-    panel.tick_params(labelsize=8)
-    panel.set(title="passages", xlabel=f"grade of the {agreement.by}", ylabel="grade in the list")
+    by, own = f"grade of the {agreement.by}", "grade in the list"
+    _named(panel, "passages", xlabel=by, ylabel=own)
 
 
-def _plain(panel: Any) -> None:
+def _named(panel: Any, title: str, **labels: str) -> None:
+    panel.set_title(title, fontsize=10)
+    panel.set(**labels)
     panel.spines[["top", "right"]].set_visible(False)
-    panel.title.set_fontsize(10)
     panel.tick_params(labelsize=8)

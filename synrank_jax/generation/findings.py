@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-EXCERPT = 400
+EXCERPT = 1000
 """Characters of a text that a finding quotes."""
 
 

@@ -244,8 +244,8 @@ def _contamination(audit: ListsAudit) -> str:
         f"<h2>Evaluation collections</h2>\n<p>Compared with the documents of {names}, and with "
         "their queries that are judged outside of the split train (all, if there is no other). A "
         f"passage is reported if it shares {FEWEST_RUNS} runs of {RUN} words with one text "
-        "(stock phrases and rows of numbers left out) or has nearly its title. "
-        f"{audit.single_runs:,} further passages share a single run.</p>"
+        "(stock phrases and rows of numbers left out) or has nearly its title. Passages that "
+        f"share a single run, not reported: {audit.single_runs:,}.</p>"
     )
 
 

@@ -302,7 +302,7 @@ def test_judge_regrades_and_relabels(tmp_path: Path) -> None:
         return Judge()
 
     report = audit(folder, "--judge", judge_config(tmp_path), open_backend=open_backend)
-    assert opened == ["judge-8b"]
+    assert opened == ["judge-8b", "judge-8b"]  # seen to be there first, then used
     (agreement,) = report.agreements
     assert (agreement.by, agreement.lists, agreement.passages) == ("judge", 12, 48)
     assert agreement.tau == pytest.approx(4 / 6)  # one of six pairs is swapped; q2 has no order
@@ -470,4 +470,4 @@ def test_judge_needs_the_levels_of_the_lists(tmp_path: Path) -> None:
     levels = [{"grade": grade, "name": f"n{grade}", "definition": "d"} for grade in (1, 0)]
     config = judge_config(tmp_path, levels=levels)
     with pytest.raises(UserError, match=r"grades \[0, 1\], but passage 'q0_l_3' has grade 3"):
-        audit(folder, "--judge", config)
+        audit(folder, "--judge", config, open_backend=lambda config: Judge())

@@ -32,17 +32,14 @@ def triples(text: str) -> set[tuple[str, ...]]:
 
 def brute_force(contexts: list[RankingContext]) -> dict[str, float]:
     """{doc_id: highest Jaccard similarity to a passage of an earlier list} from NEAR on."""
-    found = {}
-    for number, context in enumerate(contexts):
-        for passage in context.passages:
-            mine = triples(passage.text)
-            shares = [
-                len(mine & triples(other.text)) / len(mine | triples(other.text))
-                for earlier in contexts[:number]
-                for other in earlier.passages
-            ]
-            if max(shares, default=0) >= NEAR:
-                found[passage.doc_id] = max(shares)
+    found, earlier = {}, list[set[tuple[str, ...]]]()
+    for context in contexts:
+        own = {passage.doc_id: triples(passage.text) for passage in context.passages}
+        for doc_id, mine in own.items():
+            share = max((len(mine & e) / len(mine | e) for e in earlier), default=0)
+            if share >= NEAR:
+                found[doc_id] = share
+        earlier += own.values()
     return found
 
 
