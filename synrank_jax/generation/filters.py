@@ -108,28 +108,19 @@ def write_filtered(
         for row in _rows(audited.folder / REGRADES_FILE)
         if row["by"] == relabel
     }
-    counts = Counts()
-    with atomic_write(output / DROPPED_FILE) as file:
+    counts, why = Counts(), f"graded again by the {relabel}"
 
-        def left() -> Iterator[RankingContext]:
+    def left() -> Iterator[RankingContext]:
+        # Whole before write_lists shows lists.jsonl: no lists without the record.
+        with atomic_write(output / DROPPED_FILE) as file:
             for number, row in enumerate(lists):
                 counts.read += 1
-                found = [row] if isinstance(row, Finding) else reasons.get(number, [])
-                file.writelines(
-                    json_line(
-                        _record(
-                            finding.query_id,
-                            finding.doc_id,
-                            "list dropped",
-                            f"{finding.kind}: {finding.why}",
-                            finding.evidence,
-                        )
-                    )
-                    for finding in found
-                )
-                if isinstance(row, Finding) or found:
-                    continue
-                kept, records = _relabelled(number, row, regrades, f"graded again by the {relabel}")
+                if isinstance(row, Finding):
+                    kept, records = None, [_dropped(row)]
+                elif number in reasons:
+                    kept, records = None, list(map(_dropped, reasons[number]))
+                else:
+                    kept, records = _relabelled(number, row, regrades, why)
                 file.writelines(map(json_line, records))
                 if kept is not None:
                     counts.relabelled += bool(records)
@@ -141,8 +132,13 @@ def write_filtered(
                     "(no lists were written)"
                 )
 
-        write_lists(output, left())
+    write_lists(output, left())
     return counts
+
+
+def _dropped(finding: Finding) -> Record:
+    why = f"{finding.kind}: {finding.why}"
+    return _record(finding.query_id, finding.doc_id, "list dropped", why, finding.evidence)
 
 
 def _claim(output: Path, report: ListsAudit, drop: set[Kind], relabel: str | None) -> None:
