@@ -59,6 +59,8 @@ MOST_SHAPES = 10
 BATCH = 64
 """Texts that the encoder takes at once."""
 
+OpenBackend = Callable[[BackendConfig], Backend]
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of audit and filters."""
@@ -114,7 +116,7 @@ def audit_folder(path: str, output: str | None) -> Path:
     return Path(path).expanduser() / "audit"
 
 
-def audit(args: argparse.Namespace, open_backend: Callable[[BackendConfig], Backend]) -> ListsAudit:
+def audit(args: argparse.Namespace, open_backend: OpenBackend) -> ListsAudit:
     """`--audit`: check all lists, measure a sample, and write findings, figures and the page.
 
     Args:
@@ -128,41 +130,26 @@ def audit(args: argparse.Namespace, open_backend: Callable[[BackendConfig], Back
     load_rensa()
     load_bm25s()
     new_figure(1, 1)
-    config = load_section(GenerationConfig, args.judge) if args.judge else None
-    if config is not None and config.backend.kind == "openai":
-        asyncio.run(_reach(open_backend(config.backend)))
+    judge = _reachable_judge(args.judge, open_backend) if args.judge else None
     encoder = named_encoder(args.encoder, BATCH) if args.encoder else None
     lists = open_lists(args.audit, args.split, "--audit")
     sha256 = lists.sha256()
-    folders = {path: collection_folder(path, "--against") for path in args.against}
-    for path, folder in folders.items():
-        if existing_file(folder, beir.CORPUS_FILE) is None:
-            raise UserError(f"--against {path}: has no {beir.CORPUS_FILE}; {beir.PARTS}")
+    checks, sample = _checks(args), Sample(args.sample)
     output = audit_folder(args.audit, args.output)
     make_folder(output, "--output")
-    checks = Checks(
-        _counted("read collections", (t for p, f in folders.items() for t in documents(f, p)))
-        if folders
-        else (),
-        (target for path, folder in folders.items() for target in evaluation_queries(folder, path)),
-        examples(args.examples) if args.examples else (),
-    )
-    sample = Sample(args.sample)
     with atomic_write(output / FINDINGS_FILE) as file:
         findings = _Findings(file)
         count = _check(lists, checks, sample, findings)
         chosen = sample.lists()
-        opinions: list[tuple[Agreement, list[Regraded]]] = []
-        if config is not None:
-            opinions.append(_judged(chosen, config, args.judge, open_backend))
-        if encoder is not None:
-            opinions.append(_encoded(chosen, encoder, args.encoder))
+        opinions = [_judged(chosen, judge, args.judge, open_backend)] if judge else []
+        opinions += [_encoded(chosen, encoder, args.encoder)] if encoder else []
         for opinion, regraded in opinions:
             findings.add(agreement.disagreements(opinion.by, opinion.name, regraded))
     with atomic_write(output / REGRADES_FILE) as file:
         for opinion, regraded in opinions:
             for row in regraded:
                 file.writelines(map(json_line, row.records(opinion.by)))
+    contexts = [context for _, context in chosen]
     report = ListsAudit(
         name=args.audit,
         split=lists.split,
@@ -176,9 +163,9 @@ def audit(args: argparse.Namespace, open_backend: Callable[[BackendConfig], Back
             for shape, number in checks.patterns.most_common(MOST_SHAPES)
         ),
         found={kind: findings.found(kind) for kind in _looked_for(args)},
-        against=tuple(folders),
+        against=tuple(args.against),
         single_runs=checks.single_runs,
-        leakage=leakage.measure([c for _, c in chosen], _overlap([c for _, c in chosen])),
+        leakage=leakage.measure(contexts, _overlap(contexts)),
         agreements=tuple(opinion for opinion, _ in opinions),
     )
     write_text(output / PAGE_FILE, page(report, findings.examples, new_figure))
@@ -187,6 +174,20 @@ def audit(args: argparse.Namespace, open_backend: Callable[[BackendConfig], Back
     print(summary_text(report))
     print(f"report: {output / PAGE_FILE}; figures: {output / AUDIT_FILE}")
     return report
+
+
+def _checks(args: argparse.Namespace) -> Checks:
+    """The checks, with the evaluation collections and examples read."""
+    folders = {path: collection_folder(path, "--against") for path in args.against}
+    for path, folder in folders.items():
+        if existing_file(folder, beir.CORPUS_FILE) is None:
+            raise UserError(f"--against {path}: has no {beir.CORPUS_FILE}; {beir.PARTS}")
+    texts = (target for path, folder in folders.items() for target in documents(folder, path))
+    return Checks(
+        _counted("read collections", texts) if folders else (),
+        (target for path, folder in folders.items() for target in evaluation_queries(folder, path)),
+        examples(args.examples) if args.examples else (),
+    )
 
 
 def _looked_for(args: argparse.Namespace) -> Iterator[Kind]:
@@ -275,11 +276,26 @@ def _overlap(sample: Sequence[RankingContext]) -> list[list[float]] | None:
 Chosen = Sequence[tuple[int, RankingContext]]
 
 
+def _reachable_judge(path: str, open_backend: OpenBackend) -> GenerationConfig:
+    config = load_section(GenerationConfig, path)
+
+    async def reach() -> None:
+        backend = open_backend(config.backend)
+        try:
+            await backend.check()
+        finally:
+            await backend.close()
+
+    if config.backend.kind == "openai":  # the others would load their model twice
+        asyncio.run(reach())
+    return config
+
+
 def _judged(
     sample: Chosen,
     config: GenerationConfig,
     path: str,
-    open_backend: Callable[[BackendConfig], Backend],
+    open_backend: OpenBackend,
 ) -> tuple[Agreement, list[Regraded]]:
     known = {level.grade for level in config.levels}
     for _, context in sample:
@@ -296,13 +312,6 @@ def _judged(
         work = judge_lists(sample, config.levels, backend, lambda: progress.advance(task))
         regraded, failures = asyncio.run(work)
     return agreement.measure("judge", config.backend.model, regraded, failures), regraded
-
-
-async def _reach(backend: Backend) -> None:
-    try:
-        await backend.check()
-    finally:
-        await backend.close()
 
 
 def _encoded(sample: Chosen, encoder: Encoder, name: str) -> tuple[Agreement, list[Regraded]]:

@@ -54,7 +54,7 @@ article p { margin: .2rem 0; overflow-wrap: anywhere; }
 .label { color: var(--soft); font-size: .82em; margin-top: .5rem; }
 @media print {
   body { max-width: none; margin: 0; padding: 0; font-size: 10pt; }
-  h2, h3, .label { break-after: avoid; } article, tr, img { break-inside: avoid; }
+  h2, h3, h2 + p, .label { break-after: avoid; } article, tr, img { break-inside: avoid; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """
