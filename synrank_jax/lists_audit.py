@@ -4,10 +4,9 @@ of collections, BM25, encoders and plots.
 
 import argparse
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -25,7 +24,7 @@ from synrank_jax.generation.agreement import Agreement, Regraded
 from synrank_jax.generation.backend import Backend
 from synrank_jax.generation.checks import Checks, Sample
 from synrank_jax.generation.duplicates import load_rensa
-from synrank_jax.generation.findings import Finding, Kind
+from synrank_jax.generation.findings import Collector, Finding, Kind
 from synrank_jax.generation.judge import judge_lists
 from synrank_jax.generation.lists import RankingContext
 from synrank_jax.generation.output import LISTS_FILE, json_line, make_folder
@@ -53,8 +52,6 @@ from synrank_jax.retrieval.bm25 import Bm25, load_bm25s
 
 PAGE_FILE = "audit.html"
 BUNDLED = "bundled:"
-SHOWN = 5
-"""Examples of a kind in the report."""
 MOST_SHAPES = 10
 BATCH = 64
 """Texts that the encoder takes at once."""
@@ -138,7 +135,7 @@ def audit(args: argparse.Namespace, open_backend: OpenBackend) -> ListsAudit:
     output = audit_folder(args.audit, args.output)
     make_folder(output, "--output")
     with atomic_write(output / FINDINGS_FILE) as file:
-        findings = _Findings(file)
+        findings = Collector(file)
         count = _check(lists, checks, sample, findings)
         chosen = sample.lists()
         opinions = [_judged(chosen, judge, args.judge, open_backend)] if judge else []
@@ -162,7 +159,10 @@ def audit(args: argparse.Namespace, open_backend: OpenBackend) -> ListsAudit:
             Shape(passages=dict(shape), lists=number)
             for shape, number in checks.patterns.most_common(MOST_SHAPES)
         ),
-        found={kind: findings.found(kind) for kind in _looked_for(args)},
+        found={
+            kind: Found(findings=findings.count[kind], lists=len(findings.lists[kind]))
+            for kind in _looked_for(args)
+        },
         against=tuple(args.against),
         single_runs=checks.single_runs,
         leakage=leakage.measure(contexts, _overlap(contexts)),
@@ -201,28 +201,7 @@ def _looked_for(args: argparse.Namespace) -> Iterator[Kind]:
     yield from (kind for kind in Kind if asked.get(kind, True))
 
 
-class _Findings:
-    """Writes findings, counts them, and keeps a few of each kind."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._count: Counter[Kind] = Counter()
-        self._lists: dict[Kind, set[int]] = {}
-        self.examples: dict[Kind, list[Finding]] = {kind: [] for kind in Kind}
-
-    def add(self, findings: Iterable[Finding]) -> None:
-        for finding in findings:
-            self._file.write(finding.line())
-            self._count[finding.kind] += 1
-            self._lists.setdefault(finding.kind, set()).add(finding.number)
-            if len(self.examples[finding.kind]) < SHOWN:
-                self.examples[finding.kind].append(finding)
-
-    def found(self, kind: Kind) -> Found:
-        return Found(findings=self._count[kind], lists=len(self._lists.get(kind, ())))
-
-
-def _check(lists: Lists, checks: Checks, sample: Sample, findings: _Findings) -> int:
+def _check(lists: Lists, checks: Checks, sample: Sample, findings: Collector) -> int:
     """Both readings of all lists; returns their number."""
     count = 0
     for number, row in enumerate(_counted("check lists", lists.read())):

@@ -1,12 +1,16 @@
 """What an audit finds in lists: one record per finding, which filters act on."""
 
 import json
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import IO, Any
 
 EXCERPT = 1000
 """Characters of a text that a finding quotes."""
+SHOWN = 5
+"""Findings of a kind that the report shows."""
 
 
 class Kind(StrEnum):
@@ -68,3 +72,23 @@ def finding_of(record: dict[str, Any]) -> Finding:
 def excerpt(text: str) -> str:
     """The beginning of a text."""
     return text if len(text) <= EXCERPT else f"{text[:EXCERPT]} ..."
+
+
+class Collector:
+    """Writes findings as they come, counts them, and keeps a few of each kind."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.count: Counter[Kind] = Counter()
+        self.lists: dict[Kind, set[int]] = {kind: set() for kind in Kind}
+        """Numbers of the lists that have a finding."""
+        self.examples: dict[Kind, list[Finding]] = {kind: [] for kind in Kind}
+
+    def add(self, findings: Iterable[Finding]) -> None:
+        """Take findings, in order."""
+        for finding in findings:
+            self._file.write(finding.line())
+            self.count[finding.kind] += 1
+            self.lists[finding.kind].add(finding.number)
+            if len(self.examples[finding.kind]) < SHOWN:
+                self.examples[finding.kind].append(finding)
