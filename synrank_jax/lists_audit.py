@@ -128,7 +128,7 @@ def audit(args: argparse.Namespace, open_backend: OpenBackend) -> ListsAudit:
     load_bm25s()
     new_figure(1, 1)
     judge = _reachable_judge(args.judge, open_backend) if args.judge else None
-    encoder = named_encoder(args.encoder, BATCH) if args.encoder else None
+    encoder = _encoder(args.encoder) if args.encoder else None
     lists = open_lists(args.audit, args.split, "--audit")
     sha256 = lists.sha256()
     checks, sample = _checks(args), Sample(args.sample)
@@ -291,6 +291,13 @@ def _judged(
         work = judge_lists(sample, config.levels, backend, lambda: progress.advance(task))
         regraded, failures = asyncio.run(work)
     return agreement.measure("judge", config.backend.model, regraded, failures), regraded
+
+
+def _encoder(name: str) -> Encoder:
+    try:
+        return named_encoder(name, BATCH)
+    except UserError as error:
+        raise UserError(f"--encoder {name}: {error}") from error
 
 
 def _encoded(sample: Chosen, encoder: Encoder, name: str) -> tuple[Agreement, list[Regraded]]:

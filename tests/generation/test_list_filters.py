@@ -31,7 +31,8 @@ from synrank_jax.generation.lists import RankingContext
 def test_filter_drops_lists_with_a_written_reason_and_can_run_again(tmp_path: Path) -> None:
     contexts = planted()
     folder, new = folder_of(tmp_path, contexts), tmp_path / "new"
-    audit(folder, "--against", str(evaluation_collection(tmp_path)))
+    against = ["--against", str(evaluation_collection(tmp_path))]
+    audit(folder, *against)
     assert run_filter(folder, new, "--drop", "contamination,cross-duplicate") == 58
     left = [c.record() for n, c in enumerate(contexts) if n not in (6, 20)]
     assert rows(new / "lists.jsonl") == left
@@ -50,12 +51,7 @@ def test_filter_drops_lists_with_a_written_reason_and_can_run_again(tmp_path: Pa
     with pytest.raises(UserError, match="holds the lists of another filter"):
         run_filter(folder, new, "--drop", "length")
     assert {p: p.read_bytes() for p in new.rglob("*") if p.is_file()} == before
-    assert (
-        audit(new, "--against", str(evaluation_collection(tmp_path)))
-        .found[Kind.CONTAMINATION]
-        .lists
-        == 0
-    )
+    assert audit(new, *against).found[Kind.CONTAMINATION].lists == 0
 
 
 def test_filter_that_fails_leaves_no_lists(tmp_path: Path) -> None:

@@ -199,6 +199,7 @@ def test_a_beir_folder_is_audited_by_its_judged_documents(tmp_path: Path) -> Non
         (["--audit", "LISTS", "--against", "nowhere"], "--against 'nowhere': no such folder"),
         (["--audit", "LISTS", "--examples", "nowhere.jsonl"], r"nowhere\.jsonl: cannot be read"),
         (["--audit", "LISTS", "--judge", "nowhere.yaml"], r"nowhere\.yaml: cannot be read"),
+        (["--audit", "LISTS", "--encoder", "./nowhere"], r"--encoder \./nowhere: .*no such folder"),
         (["--audit", "BLANK"], r"lists\.jsonl: has no list"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
