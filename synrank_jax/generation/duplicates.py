@@ -7,6 +7,7 @@ candidate is then measured exactly, so that none is reported wrongly.
 """
 
 import importlib
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -80,13 +81,12 @@ class Signatures:
         self._make = load_rensa().RMinHash.digest_matrix_from_flat_token_hashes
         self._waiting: list[Hashes] = []
         self._bands: list[NDArray[np.uint32]] = []
-        self._texts: list[NDArray[np.uint64]] = []
-        self._lists: list[NDArray[np.int32]] = []
+        self._texts, self._lists = array("Q"), array("i")
 
     def add(self, number: int, hashes: Sequence[Hashes]) -> None:
         """Take the passages of list `number`; [T] word hashes each."""
-        self._texts.append(np.array([whole(text) for text in hashes], np.uint64))
-        self._lists.append(np.full(len(hashes), number, np.int32))
+        self._texts.extend(map(whole, hashes))
+        self._lists.extend([number] * len(hashes))
         self._waiting += [shingles(text) for text in hashes]
         if len(self._waiting) >= _BATCH:
             self._flush()
@@ -112,7 +112,7 @@ class Signatures:
         self._flush()
         if not self._bands:
             return {}
-        texts, lists = np.concatenate(self._texts), np.concatenate(self._lists)
+        texts, lists = np.array(self._texts), np.array(self._lists)
         _, firsts, inverse = np.unique(texts, return_index=True, return_inverse=True)
         first = firsts[inverse]
         every = np.arange(len(texts))

@@ -13,16 +13,17 @@ FEWEST_QUERY_WORDS = 4
 """A shorter query may occur in a passage by itself."""
 COMMON_PATTERN = 0.9
 """Share of lists with the same number of passages per grade, from which others are exceptions."""
-# At the start of a passage: the model speaks to the user or names the level it writes for.
+# At the start of a passage: the model speaks to the user or names the level it writes for. Narrow
+# enough for "Of course, no wing ..." and "Grade 3 tumours ..." to pass.
 _TASK_TALK = re.compile(
-    r"\W*(?:(?:sure|certainly|of course|absolutely)[,!.:]"
-    r"|here(?:'s| is| are) (?:a|an|the|your) (?:\w+ ){0,3}(?:passage|text|list|answer)"
-    r"|(?:i'm|i am) (?:sorry|unable)|i (?:cannot|can't) (?:help|assist|provide|write|fulfill)"
-    r"|as an? (?:ai|large language|language) "
-    r"|(?:passage|document|text) (?:\d+|[a-d])\b\W*[:.)]"
-    r"|(?:relevance|grade|level|score)\W{0,3}\d\b"
-    r"|(?:perfectly|highly|partially|somewhat) relevant\b"
-    r"|(?:related|irrelevant|relevant)(?: passage)?\s*[:.)\]])",
+    r"\W*(?:(?:sure|certainly|of course|absolutely)(?:!|[,.:] (?:here(?:'s| is| are)|i'll|i can))"
+    r"|here(?:'s| is| are) (?:a|an|the|your|some) (?:\w+ ){0,3}passages?\b"
+    r"|(?:i'm|i am) sorry,? but (?:i|as)\b"
+    r"|i(?: cannot| can't|'m unable to| am unable to) (?:help|assist|provide|write|create|fulfill)"
+    r"|as an? (?:ai|large language|language) (?:assistant|model|language)"
+    r"|(?:passage|document|text) (?:\d+|[a-d])\s*[:.)\]*]"
+    r"|(?:relevance|grade|level|score)\W{0,3}\d\s*[:.)\]*]"
+    r"|(?:(?:perfectly|highly|partially|somewhat|fully) )?(?:ir)?relevant(?: passage)?\s*[:.)\]*])",
     re.IGNORECASE,
 )
 
@@ -131,8 +132,13 @@ def text_findings(
         if text and not rules.min_words <= len(text) <= rules.max_words:
             why = f"{len(text)} words; {rules.min_words} to {rules.max_words} are expected"
             yield found(Kind.LENGTH, why, words=len(text))
-        if talk := _TASK_TALK.match(passage.title) or _TASK_TALK.match(passage.text):
-            yield found(Kind.TASK_TALK, f"begins with {talk.group().strip()!r}")
+        if talk := _task_talk(passage.title) or _task_talk(passage.text):
+            yield found(Kind.TASK_TALK, f"begins with {talk!r}")
         long_enough = len(query_words) >= FEWEST_QUERY_WORDS or text == query_words
         if text and query_words and long_enough and needle in f" {' '.join(text)} ":
             yield found(Kind.QUERY_COPY, "contains the query word for word", query=context.query)
+
+
+def _task_talk(text: str) -> str:
+    found = _TASK_TALK.match(text[:200].replace("\u2019", "'"))
+    return found.group().strip() if found else ""
