@@ -7,7 +7,8 @@ from synrank_jax.generation.ngrams import words
 from synrank_jax.generation.schema import schema_findings, text_findings
 
 FILLER = (
-    " of wings that were measured in three tunnels over many years and later compared with flight"
+    " of wings that were measured in three tunnels over many years and later compared with what "
+    "was seen in flight by others"
 )
 
 
@@ -23,7 +24,7 @@ def found(context: RankingContext) -> list[Finding]:
     "opening",
     [
         "Sure! A study",
-        "Certainly, here's a passage",
+        "Certainly, here\u2019s a passage",
         "Here is a highly relevant passage: a study",
         "I'm sorry, but I cannot write that, a study",
         "As an AI language model I know a study",
