@@ -18,21 +18,25 @@ EXIT_HOST_LOST = 76
 EXIT_INTERRUPTED = 130
 
 
-def config_parser(command: str, description: str) -> argparse.ArgumentParser:
+def config_parser(
+    command: str, description: str, *, required: bool = True
+) -> argparse.ArgumentParser:
     """Argument parser of `python -m synrank_jax.<command>` with the configuration options."""
     parser = argparse.ArgumentParser(
         prog=f"python -m synrank_jax.{command}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", metavar="FILE.yaml", required=True, help="the configuration")
+    parser.add_argument(
+        "--config", metavar="FILE.yaml", required=required, help="the configuration"
+    )
     parser.add_argument(
         "--set",
         metavar="SECTION.FIELD=VALUE",
         action="append",
         default=[],
         dest="overrides",
-        help="override one value, for example --set loss.temperature=0.05 (repeatable)",
+        help="override one value of the configuration (repeatable)",
     )
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved configuration and stop"

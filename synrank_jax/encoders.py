@@ -147,6 +147,26 @@ def load_encoder(
     return encoder, "jax"
 
 
+def named_encoder(model: str, batch_size: int) -> Encoder:
+    """The encoder that a name alone describes: a run folder, an exported or sentence-transformers
+    folder, `bundled:NAME` or a hub id; texts of the lengths it was made with, else 256 tokens.
+
+    Raises:
+        UserError: no such model, or its folder does not say how it pools.
+    """
+    if _is_run_folder(Path(model)):
+        from synrank_jax.engine.encoding import checkpoint_encoder
+
+        encoder: Encoder = checkpoint_encoder(Path(model), batch_size)
+        return encoder
+    folder, encoding = model_folder(model), EncodingConfig()
+    if (folder / CONTRACT_FILE).is_file():
+        stored = EncodingContract.read(folder)
+        lengths = {"query_length": stored.query_length, "passage_length": stored.passage_length}
+        encoding = EncodingConfig.model_validate(lengths)
+    return TorchEncoder(folder, _folder_contract(folder, encoding), batch_size)
+
+
 def _pretrained(
     folder: Path, source: ModelConfig, contract: EncodingContract, backend: Backend, batch_size: int
 ) -> tuple[Encoder, Backend]:

@@ -40,6 +40,7 @@ from synrank_jax.generation.prompt import Prompt, load_prompt
 from synrank_jax.generation.run import Writer, contexts, parts_of
 from synrank_jax.generation.status import report_of, shown_progress, status_table, write_report
 from synrank_jax.generation.validation import Rules
+from synrank_jax.lists_audit import add_arguments, audit, filter_lists
 
 FIELD = "output"
 
@@ -156,7 +157,16 @@ def _read(config: GenerationConfig, write: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of `python -m synrank_jax.generate`."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.audit:
+        audit(args, open_backend)
+        return None
+    if args.filter:
+        filter_lists(args)
+        return None
+    if not args.config:
+        parser.error("give --config, --audit or --filter")
     config = parsed_section(GenerationConfig, args)
     if args.status or args.write:
         return _read(config, args.write)
@@ -168,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = config_parser("generate", __doc__ or "")
+    parser = config_parser("generate", __doc__ or "", required=False)
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--status", action="store_true", help="progress, rate, time left, tokens and cost; stop"
@@ -176,6 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--write", action="store_true", help="write the lists that are valid so far; stop"
     )
+    add_arguments(parser)
     return parser
 
 

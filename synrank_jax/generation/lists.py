@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class RankingContext:
-    """A query with its graded passages, highest grade first."""
+    """A query with its graded passages."""
 
     query_id: str
     query: str
@@ -65,43 +65,70 @@ def read_lists(path: Path) -> Iterator[RankingContext]:
         with path.open("rb") as file:
             for line, raw in enumerate(file, start=1):  # noqa: B007 (for the error)
                 if raw.strip():
-                    yield _context(json.loads(raw.decode()))
+                    yield context_of(_object(json.loads(raw.decode())))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise UserError(
-            f"{path}:{line}: not a list ({type(error).__name__}: {error}); a line is "
+            f"{path}:{line}: not a list ({error}); a line is "
             '{"query_id": "q1", "query": "...", "passages": [{"id": "d1", "text": "...", '
             '"grade": 3}, ...]}'
         ) from error
 
 
-def _context(record: dict[str, Any]) -> RankingContext:
-    passages = [
-        Passage(
-            str(passage["id"]),
-            _grade(passage["grade"]),
-            _text(passage["text"]),
-            _text(passage.get("title") or ""),
-        )
-        for passage in record["passages"]
-    ]
-    return RankingContext(
-        str(record["query_id"]),
-        _text(record["query"]),
-        tuple(sorted(passages, key=lambda passage: -passage.grade)),
-        record.get("origin") or {},
-    )
-
-
-def _grade(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"grade {value!r} is not 0, 1, 2, ...")
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("no object")
     return value
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not a text")
-    value.encode()
+def context_of(record: Mapping[str, Any]) -> RankingContext:
+    """A record of a lists JSONL file as a ranking context.
+
+    Raises:
+        ValueError: it is none; says what is missing or wrong.
+    """
+    passages = record.get("passages")
+    if not isinstance(passages, list) or not passages:
+        raise ValueError("passages: not a list with at least one passage")
+    origin = record.get("origin") or {}
+    if not isinstance(origin, dict):
+        raise ValueError("origin: not an object")
+    return RankingContext(
+        query_id=_text(record, "query_id", identifier=True),
+        query=_text(record, "query"),
+        passages=tuple(_passage(number, item) for number, item in enumerate(passages, start=1)),
+        origin=origin,
+    )
+
+
+def _passage(number: int, item: Any) -> Passage:
+    if not isinstance(item, dict):
+        raise ValueError(f"passage {number}: not an object")
+    grade = item.get("grade")
+    if isinstance(grade, bool) or not isinstance(grade, int) or grade < 0:
+        raise ValueError(f"passage {number}: grade {grade!r} is not an integer from 0")
+    try:
+        return Passage(
+            doc_id=_text(item, "id", identifier=True),
+            grade=grade,
+            text=_text(item, "text"),
+            title=_text(item, "title") if item.get("title") is not None else "",
+        )
+    except ValueError as error:
+        raise ValueError(f"passage {number}: {error}") from error
+
+
+def _text(record: Mapping[str, Any], name: str, identifier: bool = False) -> str:
+    value = record.get(name)
+    if identifier and isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or (identifier and not value):
+        raise ValueError(f"{name}: {value!r} is not a text")
+    if identifier and not value.isprintable():
+        raise ValueError(f"{name}: {value!r} has characters that a table cannot hold")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name}: has half of a surrogate pair, which is no text") from error
     return value

@@ -157,6 +157,7 @@ class Prompt:
         blocks = [EXAMPLES_SAID] if examples else []
         for number, example in enumerate(examples, start=1):
             passages = [passage for passage in example.passages if passage.grade in grades]
+            passages.sort(key=lambda passage: -passage.grade)
             answer = self.format.written(passages, self.titles)
             blocks.append(f"Example {number}\nQuery: {example.query}\nAnswer:\n{answer}\n")
         return "\n".join(blocks)

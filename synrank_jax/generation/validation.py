@@ -4,37 +4,14 @@ Duplicates are judged within a list and against the prompt's examples only, so t
 not depend on which other lists are done. Across lists it is the audit that looks.
 """
 
-import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import Any
 
 from synrank_jax.config_generation import RulesConfig
 from synrank_jax.errors import UserError
 from synrank_jax.generation.answers import REFUSAL, Slot, UnreadableError, Written
 from synrank_jax.generation.backend import Failure
-
-WORD = re.compile(r"\w+")
-SHINGLE = 3
-
-
-def words_of(text: str) -> list[str]:
-    """Lower-case words."""
-    return WORD.findall(text.lower())
-
-
-def shingles(text: str) -> frozenset[int]:
-    """Hashes of the word triples of a text; of its words where it has fewer than three."""
-    words = words_of(text)
-    if not words:
-        return frozenset()
-    size = min(SHINGLE, len(words))
-    return frozenset(hash(tuple(words[at : at + size])) for at in range(len(words) - size + 1))
-
-
-def jaccard(a: frozenset[int], b: frozenset[int]) -> float:
-    """Share of two sets' members that both have; 0 where both are empty."""
-    return len(a & b) / (len(a | b) or 1)
+from synrank_jax.generation.ngrams import Hashes, WordHashes, jaccard, shingles, words
 
 
 class Rules:
@@ -46,7 +23,8 @@ class Rules:
         Raises:
             UserError: it is not installed, or does not know the language.
         """
-        self._config = config
+        self._config, self._hashes = config, WordHashes()
+        self._examples: dict[str, Hashes] = {}
         self._identifier = _identifier(config.language_code) if config.language_code else None
 
     def check(
@@ -98,17 +76,26 @@ class Rules:
         before: Sequence[str],
         examples: Sequence[str],
     ) -> Iterator[tuple[Failure, str]]:
-        asked = words_of(query)
-        known = [("a passage of the list", shingles(text)) for text in before]
-        known += [("an example of the prompt", _example_shingles(text)) for text in examples]
+        asked = words(query)
+        known = [("a passage of the list", self._shingles(words(text))) for text in before]
+        known += [("an example of the prompt", self._example(text)) for text in examples]
         for slot, text in zip(slots, texts, strict=True):
-            if words_of(text) == asked:
+            written = words(text)
+            if written == asked:
                 yield Failure.DUPLICATE, f"{_said(slot)}: is the query"
-            own = shingles(text)
+            own = self._shingles(written)
             for what, other in known:
                 if (share := jaccard(own, other)) >= self._config.near_duplicate:
                     yield Failure.DUPLICATE, f"{_said(slot)}: {share:.0%} the same as {what}"
             known.append((_said(slot), own))
+
+    def _shingles(self, text: list[str]) -> Hashes:
+        return shingles(self._hashes.of(text))
+
+    def _example(self, text: str) -> Hashes:
+        if text not in self._examples:  # a few, shown again and again
+            self._examples[text] = self._shingles(words(text))
+        return self._examples[text]
 
     def _language(
         self, slots: Sequence[Slot], texts: Sequence[str]
@@ -126,11 +113,6 @@ class Rules:
 
 def _said(slot: Slot) -> str:
     return f"grade {slot.grade}, passage {slot.number}"
-
-
-@lru_cache(maxsize=1024)
-def _example_shingles(text: str) -> frozenset[int]:
-    return shingles(text)
 
 
 def _identifier(code: str) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from serving import outputs
 from tiny_llm import save_tiny_llm
 
 from synrank_jax import generate, prepare, train
@@ -55,6 +56,12 @@ def test_from_queries_to_training_steps(tiny_llm: Path, tiny_config: Config, tmp
     lists = list(read_lists(folder / "lists.jsonl"))
     assert len(lists) == 16
     assert all(one.counts() == {1: 1, 0: 1} for one in lists)
+
+    generate.main(["--audit", str(folder)])
+    assert (folder / "audit" / "audit.html").is_file()
+    options = ["--drop", "query-copy", "--output", str(tmp_path / "kept")]
+    generate.main(["--filter", str(folder), *options])
+    assert outputs(tmp_path / "kept") == outputs(folder)  # nothing of that kind
 
     source = {"path": str(folder), "format": "beir"}
     data = tiny_config.data.model_dump() | {"sources": [source], "grades": (0, 1), "list_size": 2}

@@ -11,8 +11,8 @@ from synrank_jax.config_file import load_section
 from synrank_jax.config_generation import GenerationConfig
 from synrank_jax.generation.answers import Format, slots_of
 from synrank_jax.generation.lists import read_lists
+from synrank_jax.generation.ngrams import words as words_of
 from synrank_jax.generation.prompt import FOLDER, load_prompt
-from synrank_jax.generation.validation import WORD
 
 NAMES = ("question_answering", "scientific", "web")
 META = re.compile(r"\b(this|the) (passage|query|abstract|question)\b|relevan|\bgrade \d", re.I)
@@ -56,7 +56,7 @@ def test_the_examples_do_not_give_grades_away(name: str):
             by_grade.setdefault(passage.grade, []).append(count)
             assert not META.search(passage.full_text())
             assert bool(passage.title) == (name == "scientific")
-            words = WORD.findall(passage.text.lower())
+            words = words_of(passage.text)
             grams = {tuple(words[at : at + 7]) for at in range(len(words) - 6)}
             assert not grams & seen
             seen |= grams

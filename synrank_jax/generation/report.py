@@ -1,0 +1,277 @@
+"""An audit as one HTML file: nothing is loaded from elsewhere, and no text of a list is markup.
+
+Queries and passages come from models and from strangers. They are escaped, characters that do not
+print or that turn the direction of writing are shown by their code, and the page's own policy
+forbids scripts.
+"""
+
+import base64
+import html
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from synrank_jax.generation.agreement import Agreement
+from synrank_jax.generation.audit_plots import NewFigure, agreement_plot, leakage_plot
+from synrank_jax.generation.contamination import FEWEST_RUNS, RUN
+from synrank_jax.generation.findings import MEANING, Finding, Kind
+from synrank_jax.generation.leakage import Chance, Leakage
+from synrank_jax.generation.summary import ListsAudit
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_NEEDS = {
+    Kind.EXAMPLE_COPY: "--examples",
+    Kind.CONTAMINATION: "--against",
+    Kind.EVALUATION_QUERY: "--against",
+    Kind.JUDGE: "--judge",
+    Kind.ENCODER: "--encoder",
+}
+_STYLE = """
+:root { --ink: #1f2933; --soft: #616e7c; --line: #d9e2ec; --pale: #f5f7fa; --mark: #b44d12; }
+* { box-sizing: border-box; }
+body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
+  color: var(--ink); max-width: 60rem; margin: 2.5rem auto; padding: 0 1.25rem; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; border-bottom: 1px solid var(--line);
+  padding-bottom: .25rem; }
+h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
+p { margin: .4rem 0; max-width: 48rem; }
+.soft { color: var(--soft); } .mark { color: var(--mark); font-weight: 600; }
+code { font: .88em ui-monospace, Menlo, Consolas, monospace; background: var(--pale);
+  padding: .05em .3em; border-radius: 3px; overflow-wrap: anywhere; }
+.kind { white-space: nowrap; }
+table { border-collapse: collapse; width: 100%; margin: .6rem 0; font-size: .93em; }
+th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line);
+  vertical-align: top; }
+th { font-weight: 600; color: var(--soft); }
+.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+img { width: 46rem; max-width: 100%; height: auto; margin: .6rem 0; display: block; }
+ul { padding-left: 1.2rem; margin: .4rem 0; } li { margin: .3rem 0; overflow-wrap: anywhere; }
+article { border-left: 3px solid var(--line); padding: .1rem 0 .1rem .9rem; margin: .9rem 0; }
+article p { margin: .2rem 0; overflow-wrap: anywhere; }
+.text { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--pale);
+  padding: .45rem .7rem; border-radius: 4px; font-size: .9em; }
+.label { color: var(--soft); font-size: .82em; margin-top: .5rem; }
+@media print {
+  body { max-width: none; margin: 0; padding: 0; font-size: 10pt; }
+  h2, h3, h2 + p, .label { break-after: avoid; } article, tr, img { break-inside: avoid; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+}
+"""
+
+
+def safe(text: object) -> str:
+    """A text as HTML shows it: escaped, unprintable and direction-changing characters as U+code."""
+    return html.escape("".join(map(_visible, str(text))))
+
+
+def _visible(character: str) -> str:
+    # Cc: control characters; Cf: among others those that reverse what is read, but also the joiners
+    # that Persian and Indic scripts are written with.
+    if character in "\n\t\u200c\u200d":
+        return character
+    if unicodedata.category(character) in ("Cc", "Cf", "Co", "Cs"):
+        return f"[U+{ord(character):04X}]"
+    return character
+
+
+def page(
+    audit: ListsAudit, examples: Mapping[Kind, Sequence[Finding]], new_figure: NewFigure
+) -> str:
+    """The whole file.
+
+    Args:
+        audit: what was measured.
+        examples: the findings to show of each kind.
+        new_figure: makes matplotlib figures.
+    """
+    parts = [_head(audit), _warnings(audit), _checks(audit), _shapes(audit)]
+    if audit.leakage:
+        parts.append(_leakage(audit.leakage, new_figure))
+    parts += [_agreement(agreement, new_figure) for agreement in audit.agreements]
+    if audit.against:
+        parts.append(_contamination(audit))
+    parts += [_examples(kind, found) for kind, found in examples.items() if found]
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>Audit of {safe(audit.name)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _head(audit: ListsAudit) -> str:
+    split = f", split {safe(audit.split)}" if audit.split else ""
+    return (
+        f"<h1>Audit of {safe(audit.name)}</h1>\n"
+        f'<p class="soft">{audit.lists:,} lists, {audit.passages:,} passages{split}; SHA-256 of '
+        f"the lists <code>{audit.lists_sha256[:16]}</code></p>"
+    )
+
+
+def _warnings(audit: ListsAudit) -> str:
+    warnings = audit.warnings()
+    if not warnings:
+        return "<h2>What stands out</h2>\n<p>Nothing.</p>"
+    items = "\n".join(f"<li>{safe(warning)}</li>" for warning in warnings)
+    return f"<h2>What stands out</h2>\n<ul>\n{items}\n</ul>"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int]) -> str:
+    """Cells are HTML; columns of `numbers` are set to the right."""
+    right = set(numbers)
+
+    def row(tag: str, cells: Sequence[str]) -> str:
+        marks = [' class="number"' if at in right else "" for at in range(len(cells))]
+        return "".join(
+            f"<{tag}{mark}>{cell}</{tag}>" for mark, cell in zip(marks, cells, strict=True)
+        )
+
+    lines = "\n".join(f"<tr>{row('td', cells)}</tr>" for cells in rows)
+    return (
+        f"<table>\n<thead><tr>{row('th', header)}</tr></thead>\n<tbody>\n{lines}\n</tbody></table>"
+    )
+
+
+def _checks(audit: ListsAudit) -> str:
+    rows = []
+    for kind in Kind:
+        if kind in audit.found:
+            count = audit.found[kind].lists
+            mark = ' class="mark"' if count else ""
+            shown = f"<span{mark}>{count:,}</span>"
+            share = f"{count / max(audit.lists, 1):.1%}"
+        else:
+            shown, share = f'<span class="soft">{_NEEDS[kind]}</span>', "not checked"
+        rows.append((f'<code class="kind">{kind}</code>', MEANING[kind], shown, share))
+    return "<h2>Checks</h2>\n" + _table(("kind", "meaning", "lists", "share"), rows, (2, 3))
+
+
+def _shapes(audit: ListsAudit) -> str:
+    rows = [
+        (", ".join(f"{n} of grade {g}" for g, n in shape.passages.items()), f"{shape.lists:,}")
+        for shape in audit.shapes
+    ]
+    return "<h2>Passages of a list</h2>\n" + _table(("passages", "lists"), rows, (1,))
+
+
+def _image(png: bytes, alt: str) -> str:
+    data = base64.b64encode(png).decode()
+    return f'<img alt="{safe(alt)}" src="data:image/png;base64,{data}">'
+
+
+def _leakage(leakage: Leakage, new_figure: NewFigure) -> str:
+    def cells(figure: Chance | None) -> tuple[str, str]:
+        if figure is None:
+            return "", ""
+        mark = ' class="mark"' if figure.beyond() else ""
+        return (
+            f"<span{mark}>{figure.value:.3f}</span>",
+            f"{figure.low:.3f} to {figure.high:.3f}",
+        )
+
+    rows = [
+        (safe(name), *cells(feature.concordance), *cells(feature.accuracy))
+        for name, feature in leakage.features.items()
+    ]
+    header = ("feature", "concordance", "chance (95%)", "accuracy", "chance (95%)")
+    text = (
+        f"<h2>Can the grade be told without reading?</h2>\n<p>On {leakage.lists:,} lists. "
+        "Concordance: share of the pairs of a list in which the passage of higher grade has more "
+        "of the feature. Accuracy: share of grades that the feature alone predicts for lists it "
+        "was not fitted on. Chance is measured by shuffling the feature within its lists; figures "
+        "outside of it are marked. A feature is no fault because it is marked: relevant passages "
+        "do share more words with the query. It is one where it tells most of the grades. Best "
+        f"single feature: {safe(leakage.best)}.</p>\n"
+    )
+    parts = [text, _table(header, rows, range(1, 5))]
+    parts.append(_image(leakage_plot(leakage, new_figure), "features by grade and against chance"))
+    if leakage.openings:
+        grades = sorted({g for opening in leakage.openings for g in opening.passages}, reverse=True)
+        parts.append("<h3>Most frequent openings</h3>")
+        parts.append(
+            _table(
+                ("first words", "lists", *(f"grade {grade}" for grade in grades)),
+                [
+                    (safe(o.words), f"{o.lists:,}", *(f"{o.passages.get(g, 0):,}" for g in grades))
+                    for o in leakage.openings
+                ],
+                range(1, len(grades) + 2),
+            )
+        )
+    return "\n".join(parts)
+
+
+def _agreement(agreement: Agreement, new_figure: NewFigure) -> str:
+    def shown(value: float | None, form: str = ".3f") -> str:
+        return "none" if value is None else f"{value:{form}}"
+
+    margin = "" if agreement.tau_margin is None else f" ± {agreement.tau_margin:.3f}"
+    failed = ", ".join(f"{safe(why)}: {n:,}" for why, n in agreement.failures.items()) or "none"
+    rows = [
+        ("lists", f"{agreement.lists:,}"),
+        ("passages graded again", f"{agreement.passages:,}"),
+        (
+            "Kendall tau-b within a list, mean (1 same order, 0 chance)",
+            shown(agreement.tau) + margin,
+        ),
+        ("lists ordered the other way round (tau below 0)", f"{agreement.reversed_lists:,}"),
+        ("same grade", shown(agreement.exact, ".1%")),
+        ("same grade by chance", shown(agreement.exact_by_chance, ".1%")),
+        ("without a grade", failed),
+    ]
+    note = (
+        "<p>The encoder gives scores, not grades: the grades of a list are dealt out again in the "
+        "order of its scores.</p>"
+        if agreement.by == "encoder"
+        else "<p>The judge saw the query and one passage at a time, not the grades.</p>"
+    )
+    return "\n".join(
+        (
+            f"<h2>Agreement with the {agreement.by} {safe(agreement.name)}</h2>",
+            note,
+            _table(("figure", "value"), rows, (1,)),
+            _image(agreement_plot(agreement, new_figure), "grades against second opinion"),
+        )
+    )
+
+
+def _contamination(audit: ListsAudit) -> str:
+    names = ", ".join(safe(name) for name in audit.against)
+    return (
+        f"<h2>Evaluation collections</h2>\n<p>Compared with the documents of {names}, and with "
+        "their queries that are judged outside of the split train (all, if there is no other). A "
+        f"passage is reported if it shares {FEWEST_RUNS} runs of {RUN} words with one text "
+        "(stock phrases and rows of numbers left out) or has nearly its title. Passages that "
+        f"share a single run, not reported: {audit.single_runs:,}.</p>"
+    )
+
+
+def _examples(kind: Kind, findings: Sequence[Finding]) -> str:
+    articles = "\n".join(_article(finding) for finding in findings)
+    return f'<h2>Examples: {kind}</h2>\n<p class="soft">{MEANING[kind]}</p>\n{articles}'
+
+
+def _article(finding: Finding) -> str:
+    passage = f", passage <code>{safe(finding.doc_id)}</code>" if finding.doc_id else ""
+    parts = [f"<p>Query <code>{safe(finding.query_id)}</code>{passage}: {safe(finding.why)}</p>"]
+    quoted = {
+        "text": "text",
+        "words": "words in common",
+        "other_text": "the other text",
+        "query": "query",
+    }
+    for key, label in quoted.items():
+        if isinstance(value := finding.evidence.get(key), str):
+            parts.append(f'<p class="label">{label}</p><div class="text">{safe(value)}</div>')
+    if isinstance(rows := finding.evidence.get("passages"), list):
+        parts.append(_opinions(rows))
+    return "<article>" + "\n".join(parts) + "</article>"
+
+
+def _opinions(rows: Sequence[Mapping[str, Any]]) -> str:
+    header = tuple(rows[0])
+    cells = [[safe(row[name]) for name in header] for row in rows]
+    return _table([safe(name) for name in header], cells, range(1, len(header)))
