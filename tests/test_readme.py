@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic.fields import FieldInfo
 
 from synrank_jax.config import Config, EvaluationConfig, SourceConfig
+from synrank_jax.config_generation import GenerationConfig, LevelConfig
 from synrank_jax.config_section import Section
 
 ROOT = Path(__file__).parents[1]
@@ -29,10 +31,23 @@ def reference() -> str:
     for prefix, section in sections().items():
         rows.append(f"| **{prefix}** | | {' '.join((section.__doc__ or '').split())} |")
         for name, field in section.model_fields.items():
-            default = "required" if field.is_required() else json.dumps(field.default)
-            text = " ".join((field.description or "").split()).replace("|", "\\|")
-            rows.append(f"| `{prefix}.{name}` | `{default}` | {text} |")
+            rows.append(_row(f"{prefix}.{name}", field))
+    rows += ["", "Of `generate`, a file of its own:", "", "| field | default | |", "|---|---|---|"]
+    for name, field in GenerationConfig.model_fields.items():
+        section = LevelConfig if name == "levels" else field.annotation
+        prefix = "levels[]." if name == "levels" else f"{name}."
+        if isinstance(section, type) and issubclass(section, Section):
+            rows.append(f"| **{name}** | | {' '.join((section.__doc__ or '').split())} |")
+            rows += [_row(prefix + key, value) for key, value in section.model_fields.items()]
+        else:
+            rows.append(_row(name, field))
     return "\n".join(rows)
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    default = "required" if field.is_required() else json.dumps(field.default)
+    text = " ".join((field.description or "").split()).replace("|", "\\|")
+    return f"| `{name}` | `{default}` | {text} |"
 
 
 def test_the_configuration_table_is_current():

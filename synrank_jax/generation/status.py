@@ -24,6 +24,8 @@ from synrank_jax.generation.run import Counts
 
 REPORT_FILE = "report.json"
 FAILURES_FILE = "failures.jsonl"
+LINE_EVERY_S = 30.0
+"""Off a terminal, where no bar is drawn."""
 
 
 class Report(Section):
@@ -138,7 +140,10 @@ def shown_progress(status: Status) -> Iterator[Callable[[Counts], None]]:
         # Queries that were given up before are looked at again, and counted then.
         task = progress.add_task("", total=status.queries, completed=status.valid, said="")
 
+        told = 0.0
+
         def show(counts: Counts) -> None:
+            nonlocal told
             elapsed = max(progress.tasks[task].elapsed or 0.0, 1e-3)
             said = (
                 f"{counts.failed:,} given up, "
@@ -149,5 +154,8 @@ def shown_progress(status: Status) -> Iterator[Callable[[Counts], None]]:
                 said += ", stopping: waiting for answers under way (Ctrl-C again: do not)"
             done = status.valid + counts.valid + counts.failed
             progress.update(task, completed=done, said=said)
+            if not progress.console.is_terminal and elapsed - told >= LINE_EVERY_S:
+                told = elapsed
+                progress.console.print(f"{done:,} of {status.queries:,} queries, {said}")
 
         yield show
