@@ -50,7 +50,7 @@ def causal_model_folder(path: str) -> Path:
         raise UserError(
             f"backend.model {path!r}: no such folder, and not a hub id of the form owner/name"
         )
-    return _download(path, None, HUB_PATTERNS, "backend.model")
+    return _download(path, None, (*HUB_PATTERNS, "*.jinja"), "backend.model")  # chat templates
 
 
 def collection_folder(path: str, field: str) -> Path:

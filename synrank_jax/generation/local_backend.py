@@ -4,7 +4,10 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
-from synrank_jax.generation.backend import Answer, Request, RequestError
+from synrank_jax.generation.backend import Answer, Failure, Request, RequestError
+
+# A chat template must take what a prompt consists of.
+TRIAL = ({"role": "system", "content": "Answer."}, {"role": "user", "content": "Are you there?"})
 
 
 class Engine(Protocol):
@@ -17,12 +20,16 @@ class Engine(Protocol):
             Whether it follows JSON schemas.
 
         Raises:
-            UserError: it cannot be loaded.
+            UserError: it cannot be loaded, or cannot be asked as `generate` asks.
         """
         ...
 
     def generate(self, requests: Sequence[Request]) -> list[Answer | RequestError]:
-        """Answer requests together, each by its own seed; one that fails does not fail others."""
+        """Answer requests together, each by its own seed; one that fails does not fail others.
+
+        Raises:
+            UserError: the model cannot go on.
+        """
         ...
 
 
@@ -32,7 +39,7 @@ class LocalBackend:
     def __init__(self, engine: Engine, width: int) -> None:
         """At most `width` requests are answered together."""
         self._engine, self.width = engine, width
-        self._waiting: list[tuple[Request, asyncio.Future[Answer | RequestError]]] = []
+        self._waiting: list[tuple[Request, asyncio.Future[Answer]]] = []
         self._running: asyncio.Task[None] | None = None
 
     async def check(self) -> bool:
@@ -41,14 +48,11 @@ class LocalBackend:
 
     async def answer(self, request: Request) -> Answer:
         """See `Backend.answer`."""
-        future: asyncio.Future[Answer | RequestError] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._run())
-        answer = await future
-        if isinstance(answer, RequestError):
-            raise answer
-        return answer
+        return await future
 
     async def close(self) -> None:
         """See `Backend.close`: waits for what is being written."""
@@ -58,17 +62,31 @@ class LocalBackend:
     async def _run(self) -> None:
         """Write what waits, until nothing does."""
         await asyncio.sleep(0)  # the other requests of this moment come along
-        while self._waiting:
-            batch, self._waiting = self._waiting[: self.width], self._waiting[self.width :]
-            batch = [(request, future) for request, future in batch if not future.done()]
+        while batch := self._next_batch():
+            requests = [request for request, _ in batch]
+            results: Sequence[Answer | Exception]
             try:
-                answers = await asyncio.to_thread(
-                    self._engine.generate, [request for request, _ in batch]
-                )
+                results = await asyncio.to_thread(self._engine.generate, requests)
             except Exception as error:
-                for _, future in batch:
-                    future.set_exception(error)
-                continue
-            for (_, future), answer in zip(batch, answers, strict=True):
-                if not future.done():  # it is when the run was stopped meanwhile
-                    future.set_result(answer)
+                results = [error] * len(batch)
+            for (_, future), result in zip(batch, results, strict=True):
+                if future.done():  # given up meanwhile
+                    continue
+                if isinstance(result, Exception):
+                    future.set_exception(result)
+                else:
+                    future.set_result(result)
+
+    def _next_batch(self) -> list[tuple[Request, asyncio.Future[Answer]]]:
+        waiting = [(request, future) for request, future in self._waiting if not future.done()]
+        batch, self._waiting = waiting[: self.width], waiting[self.width :]
+        return batch
+
+
+def context_error(prompt_tokens: int, max_tokens: int, context: int) -> RequestError:
+    """What a prompt that leaves no room for its answer meets."""
+    return RequestError(
+        Failure.CONTEXT_TOO_LONG,
+        f"{prompt_tokens} tokens of prompt and backend.max_tokens {max_tokens} exceed the model's "
+        f"context of {context}",
+    )

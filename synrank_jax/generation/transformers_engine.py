@@ -17,6 +17,7 @@ import numpy as np
 from synrank_jax.config_generation import BackendConfig
 from synrank_jax.errors import UserError
 from synrank_jax.generation.backend import Answer, Failure, Request, RequestError
+from synrank_jax.generation.local_backend import TRIAL, context_error
 from synrank_jax.hub import causal_model_folder
 
 
@@ -28,33 +29,65 @@ class TransformersEngine:
         self._config = config
 
     def load(self) -> bool:
-        """See `Engine.load`. Weights come from safetensors only."""
+        """See `Engine.load`. Weights come from safetensors only, and no code with them."""
         import torch
+        from jinja2 import TemplateError
         from llguidance.hf import from_tokenizer
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+        name = f"backend.model {self._config.model!r}"
         folder = causal_model_folder(self._config.model)
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder)
-            self._model = AutoModelForCausalLM.from_pretrained(
-                folder, use_safetensors=True, dtype="auto"
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            self._model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype="auto",
+                output_loading_info=True,
             )
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # three libraries with a dozen unrelated types
             raise UserError(
-                f"backend.model {self._config.model!r}: not a causal language model with "
-                f"safetensors and a tokenizer ({' '.join(str(error).split())[:300]})"
+                f"{name}: not a causal language model with safetensors and a tokenizer "
+                f"({' '.join(str(error).split())[:300]})"
             ) from error
-        if self._tokenizer.eos_token_id is None:
+        # transformers fills such gaps with random numbers.
+        if missing := sorted(report["missing_keys"]):
             raise UserError(
-                f"backend.model {self._config.model!r}: its tokenizer has no end-of-sequence token"
+                f"{name}: its weights do not make a causal language model; {missing[0]} is not "
+                f"among them ({len(missing)} such weights)"
             )
-        self._model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-        self._tokenizer.padding_side = "left"
+        own = self._model.generation_config.eos_token_id
+        ends = {*(own if isinstance(own, list) else [own]), self._tokenizer.eos_token_id} - {None}
+        if not ends:
+            raise UserError(f"{name}: neither it nor its tokenizer has an end-of-sequence token")
+        self._ends = sorted(ends)
         if self._tokenizer.pad_token_id is None:
-            self._tokenizer.pad_token = self._tokenizer.eos_token
+            self._tokenizer.pad_token_id = self._ends[0]
+        self._tokenizer.padding_side = "left"
+        try:
+            self._tokens(TRIAL)
+        except TemplateError as error:
+            raise UserError(
+                f"{name}: its chat template refuses a system message before the user's ({error}); "
+                "take a model that has both"
+            ) from error
+        # A model may bring penalties of its own, which `generate` would apply unasked.
+        self._model.generation_config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=self._config.max_tokens,
+            eos_token_id=self._ends,
+            pad_token_id=self._tokenizer.pad_token_id,
+        )
+        self._model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        # Recurrent models have no limit.
+        text_config = self._model.config.get_text_config()
+        self._context: int | None = getattr(text_config, "max_position_embeddings", None)
         try:
             self._grammar_tokenizer = from_tokenizer(
-                self._tokenizer, n_vocab=self._model.get_output_embeddings().weight.shape[0]
+                self._tokenizer,
+                n_vocab=self._model.get_output_embeddings().weight.shape[0],
+                eos_token=self._ends,
             )
         except ValueError:  # only fast tokenizers
             return False
@@ -62,71 +95,63 @@ class TransformersEngine:
 
     def generate(self, requests: Sequence[Request]) -> list[Answer | RequestError]:
         """See `Engine.generate`."""
-        prompts = [self._prompt(request) for request in requests]
-        longest = self._model.config.max_position_embeddings - self._config.max_tokens
-        answers: list[Answer | RequestError] = []
-        fitting = []
-        for place, prompt in enumerate(prompts):
-            answers.append(
-                RequestError(
-                    Failure.CONTEXT_TOO_LONG,
-                    f"{len(prompt)} tokens of prompt and backend.max_tokens "
-                    f"{self._config.max_tokens} exceed the model's context of "
-                    f"{self._model.config.max_position_embeddings}",
-                )
-            )
-            if len(prompt) <= longest:
-                fitting.append(place)
-        if fitting:
-            written = self._write(
-                [prompts[place] for place in fitting], [requests[place] for place in fitting]
-            )
-            for place, answer in zip(fitting, written, strict=True):
-                answers[place] = answer
-        return answers
+        answers: dict[int, Answer | RequestError] = {}
+        prompts: dict[int, list[int]] = {}
+        matchers = []
+        for place, request in enumerate(requests):
+            try:
+                prompt = self._prompt(request)
+                matchers.append(self._matcher(request))
+            except RequestError as error:
+                answers[place] = error
+            else:
+                prompts[place] = prompt
+        if prompts:
+            seeds = [requests[place].seed for place in prompts]
+            sampler = Sampler(matchers, seeds, self._config, self._ends)
+            written = self._write(list(prompts.values()), sampler)
+            answers |= zip(prompts, written, strict=True)
+        return [answers[place] for place in range(len(requests))]
 
     def _prompt(self, request: Request) -> list[int]:
-        messages = list(request.messages)
+        tokens = self._tokens(request.messages)
+        most = self._config.max_tokens
+        if self._context is not None and len(tokens) + most > self._context:
+            raise context_error(len(tokens), most, self._context)
+        return tokens
+
+    def _tokens(self, messages: Sequence[dict[str, str]]) -> list[int]:
         if self._tokenizer.chat_template:
             ids = self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False
+                list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
             )
         else:
             text = "\n\n".join(message["content"] for message in messages) + "\n\n"
             ids = self._tokenizer(text)["input_ids"]
         return list(ids)
 
-    def _write(self, prompts: Sequence[list[int]], requests: Sequence[Request]) -> list[Answer]:
+    def _write(self, prompts: Sequence[list[int]], sampler: "Sampler") -> list[Answer]:
         import torch
-        from transformers import GenerationConfig, LogitsProcessorList
+        from transformers import LogitsProcessorList
 
         padded = self._tokenizer.pad({"input_ids": list(prompts)}, return_tensors="pt")
-        end, pad = self._tokenizer.eos_token_id, self._tokenizer.pad_token_id
-        settings = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=self._config.max_tokens,
-            eos_token_id=end,
-            pad_token_id=pad,
-        )
-        sampler = _Sampler(
-            [self._matcher(request) for request in requests],
-            [request.seed for request in requests],
-            self._config,
-            end,
-        )
-        with torch.inference_mode():
-            output = self._model.generate(
-                **padded.to(self._model.device),
-                generation_config=settings,
-                logits_processor=LogitsProcessorList([sampler]),
-            )
+        try:
+            with torch.inference_mode():
+                output = self._model.generate(
+                    **padded.to(self._model.device), logits_processor=LogitsProcessorList([sampler])
+                )
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"out of memory with {len(prompts)} texts at once; lower backend.concurrency "
+                f"{self._config.concurrency}"
+            ) from error
         start = padded["input_ids"].shape[1]
         answers = []
         for prompt, row in zip(prompts, output[:, start:].tolist(), strict=True):
-            ended = end in row
-            tokens = row[: row.index(end)] if ended else row
-            text = self._tokenizer.decode(tokens, skip_special_tokens=True)
-            answers.append(Answer(text, not ended, False, len(prompt), len(tokens) + ended))
+            length = next((at for at, token in enumerate(row) if token in self._ends), None)
+            text = self._tokenizer.decode(row[:length], skip_special_tokens=True)
+            written = len(row) if length is None else length + 1
+            answers.append(Answer(text, length is None, False, len(prompt), written))
         return answers
 
     def _matcher(self, request: Request) -> Any:
@@ -140,19 +165,25 @@ class TransformersEngine:
         )
         matcher = LLMatcher(self._grammar_tokenizer, grammar)
         if matcher.is_error():
-            raise RuntimeError(f"llguidance refuses the schema: {matcher.get_error()}")
+            raise RequestError(
+                Failure.SERVER_ERROR, f"llguidance refuses the schema: {matcher.get_error()}"
+            )
         return matcher
 
 
-class _Sampler:
+class Sampler:
     """A logits processor of `generate`, with a grammar and a generator for each row."""
 
     def __init__(
-        self, matchers: Sequence[Any], seeds: Sequence[int], config: BackendConfig, end: int
+        self,
+        matchers: Sequence[Any],
+        seeds: Sequence[int],
+        config: BackendConfig,
+        ends: Sequence[int],
     ) -> None:
         import torch
 
-        self._matchers, self._end = matchers, end
+        self._matchers, self._ends = matchers, list(ends)
         self._temperature, self._top_p = config.temperature, config.top_p
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._started = False
@@ -180,7 +211,7 @@ class _Sampler:
             matcher.consume_token(last)
         if matcher.is_stopped():
             mask = torch.zeros_like(scores, dtype=torch.bool)
-            mask[self._end] = True
+            mask[self._ends] = True
         else:
             bias = np.frombuffer(matcher.compute_logit_bias(), np.uint8).copy()
             mask = torch.from_numpy(bias != 0).to(scores.device)

@@ -5,11 +5,13 @@ vLLM batches continuously within a call and waits for the last text of it, so th
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from synrank_jax.config_generation import BackendConfig
 from synrank_jax.errors import UserError
-from synrank_jax.generation.backend import Answer, Failure, Request, RequestError
+from synrank_jax.generation.backend import Answer, Request, RequestError
+from synrank_jax.generation.local_backend import TRIAL, context_error
 
 
 class VllmEngine:
@@ -24,42 +26,42 @@ class VllmEngine:
         import torch
         from vllm import LLM
 
+        name = f"backend.model {self._config.model!r}"
         try:
             self._llm = LLM(
-                model=self._config.model,
+                model=str(Path(self._config.model).expanduser()),
                 tensor_parallel_size=max(torch.cuda.device_count(), 1),
                 trust_remote_code=False,
+                load_format="safetensors",
                 enable_prefix_caching=True,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"backend.model {self._config.model!r}: vLLM cannot load it "
-                f"({' '.join(str(error).split())[:300]})"
+                f"{name}: vLLM cannot load it ({' '.join(str(error).split())[:300]})"
             ) from error
         self._context = self._llm.llm_engine.model_config.max_model_len
         self._tokenizer = self._llm.get_tokenizer()
+        try:
+            self._length(TRIAL)
+        except Exception as error:  # no template, or one that raises: each tokenizer has its own
+            raise UserError(
+                f"{name}: needs a chat template that takes a system message and one of the user "
+                f"({' '.join(str(error).split())[:300]}); take an instruction-tuned model"
+            ) from error
         return True
 
     def generate(self, requests: Sequence[Request]) -> list[Answer | RequestError]:
         """See `Engine.generate`."""
-        answers: list[Answer | RequestError] = []
-        fitting = []
+        answers: dict[int, Answer | RequestError] = {}
+        most = self._config.max_tokens
         for place, request in enumerate(requests):
             # vLLM raises for the whole call if one prompt does not fit.
-            length = len(
-                self._tokenizer.apply_chat_template(
-                    list(request.messages), add_generation_prompt=True, return_dict=False
-                )
-            )
-            answers.append(
-                RequestError(
-                    Failure.CONTEXT_TOO_LONG,
-                    f"{length} tokens of prompt and backend.max_tokens {self._config.max_tokens} "
-                    f"exceed the model's context of {self._context}",
-                )
-            )
-            if length + self._config.max_tokens <= self._context:
-                fitting.append(place)
+            length = self._length(request.messages)
+            if length + most > self._context:
+                answers[place] = context_error(length, most, self._context)
+        fitting = [place for place in range(len(requests)) if place not in answers]
+        if not fitting:
+            return list(answers.values())
         outputs = self._llm.chat(
             [list(requests[place].messages) for place in fitting],
             [self._sampling(requests[place]) for place in fitting],
@@ -74,7 +76,15 @@ class VllmEngine:
                 len(output.prompt_token_ids or ()),
                 len(written.token_ids),
             )
-        return answers
+        return [answers[place] for place in range(len(requests))]
+
+    def _length(self, messages: Sequence[dict[str, str]]) -> int:
+        """Tokens of a prompt."""
+        return len(
+            self._tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, return_dict=False
+            )
+        )
 
     def _sampling(self, request: Request) -> Any:
         from vllm import SamplingParams

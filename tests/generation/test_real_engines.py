@@ -1,19 +1,10 @@
 """From queries to training steps with real inference engines; only the words are noise."""
 
-import contextlib
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
+import openai
 import pytest
 from serving import outputs
-from tiny_llm import save_tiny_llm
 
 from synrank_jax import generate, prepare, train
 from synrank_jax.config import Config
@@ -22,15 +13,11 @@ from synrank_jax.config_generation import GenerationConfig
 from synrank_jax.generation.lists import read_lists
 from synrank_jax.tracking import read_metrics
 
+PROMPT_TOKENS = len("user : gum bal\nassistant :") - 6  # two words are a token each
 LEVELS = [
     {"grade": 1, "name": "relevant", "definition": "answers the query"},
     {"grade": 0, "name": "irrelevant", "definition": "does not"},
 ]
-
-
-@pytest.fixture(scope="module")
-def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_llm(tmp_path_factory.mktemp("llm"), context=4096)
 
 
 def config(folder: Path, queries: int, **backend) -> GenerationConfig:
@@ -74,36 +61,46 @@ def test_from_queries_to_training_steps(tiny_llm: Path, tiny_config: Config, tmp
     assert [entry["step"] for entry in read_metrics(Path(ready.train.output))] == [1, 2]
 
 
-@contextlib.contextmanager
-def transformers_serve(model: Path) -> Iterator[str]:
-    """Base address of the server that comes with transformers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(model)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    url = f"http://127.0.0.1:{port}"
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ.copy()
-    ) as server:
-        try:
-            for _ in range(600):
-                with contextlib.suppress(urllib.error.URLError):
-                    urllib.request.urlopen(f"{url}/health").close()
-                    break
-                assert server.poll() is None
-                time.sleep(0.1)
-            yield f"{url}/v1"
-        finally:
-            server.kill()
-
-
-def test_lists_from_transformers_serve(tiny_llm: Path, tmp_path: Path):
-    with transformers_serve(tiny_llm) as url:
-        settings = config(tmp_path, 4, model=str(tiny_llm), endpoints=[url], concurrency=2)
-        generate.run(settings)
+def test_lists_from_transformers_serve(
+    transformers_serve: str, tiny_llm_folder: Path, tmp_path: Path
+):
+    model, url = str(tiny_llm_folder), transformers_serve
+    settings = config(tmp_path, 4, model=model, endpoints=[url], concurrency=2)
+    generate.run(settings)
     lists = list(read_lists(Path(settings.output) / "lists.jsonl"))
     assert len(lists) == 4
     assert len({p.text for one in lists for p in one.passages}) == 8
     report = (Path(settings.output) / "report.json").read_text()
     assert '"completion_tokens": 0' not in report
+
+
+SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
+
+
+def test_the_official_client_meets_the_engine(transformers_serve: str, tiny_llm_folder: Path):
+    """What the OpenAI backend relies on, and what this server makes of it."""
+
+    def ask(**fields) -> openai.types.chat.ChatCompletion:
+        messages = [{"role": "user", "content": "gum bal"}]
+        options = {"model": str(tiny_llm_folder), "messages": messages, "seed": 1} | fields
+        return client.chat.completions.create(**options)
+
+    with openai.OpenAI(base_url=transformers_serve, api_key="none", max_retries=0) as client:
+        first = ask(max_tokens=12)
+        (choice,) = first.choices
+        assert choice.finish_reason == "length"
+        assert first.usage.prompt_tokens == PROMPT_TOKENS
+        assert first.usage.completion_tokens == 12
+        # One request at a time has its seed, so the same text; its older name for the limit counts.
+        assert ask(max_completion_tokens=12).choices[0].message.content == choice.message.content
+        assert ask(max_tokens=12, seed=2).choices[0].message.content != choice.message.content
+        # A schema is taken and not followed: the backend's probe must notice.
+        json_schema = {"name": "answer", "schema": SCHEMA, "strict": True}
+        response_format = {"type": "json_schema", "json_schema": json_schema}
+        answer = ask(max_tokens=12, response_format=response_format)
+        assert answer.choices[0].message.content == choice.message.content
+        # It lists the hub's cache, in which the model that it serves is not.
+        assert list(client.models.list()) == []
+        with pytest.raises(openai.BadRequestError) as refused:
+            ask(model="another")
+        assert "Server is pinned to" in refused.value.response.text

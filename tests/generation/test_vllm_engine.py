@@ -41,17 +41,27 @@ class Tokenizer:
 class LLM:
     calls: list[Any] = []  # noqa: RUF012
 
-    def __init__(self, model, *, tensor_parallel_size, trust_remote_code, enable_prefix_caching):
+    def __init__(
+        self,
+        model,
+        *,
+        tensor_parallel_size=1,
+        trust_remote_code=False,
+        load_format="auto",
+        enable_prefix_caching=None,
+    ):
         if model != "owner/model":
             raise OSError(f"{model} is not there")
         assert trust_remote_code is False
+        assert load_format == "safetensors"
         model_config = types.SimpleNamespace(max_model_len=150)
         self.llm_engine = types.SimpleNamespace(model_config=model_config)
 
     def get_tokenizer(self) -> Tokenizer:
         return Tokenizer()
 
-    def chat(self, messages, sampling_params, use_tqdm) -> list[Any]:
+    def chat(self, messages, sampling_params=None, use_tqdm=True) -> list[Any]:
+        assert messages  # an empty list is one conversation, to vLLM
         self.calls.append((messages, sampling_params))
         return [
             types.SimpleNamespace(
@@ -103,6 +113,23 @@ def test_requests_go_together_with_their_own_seeds_and_schemas():
     assert messages == [[{"role": "user", "content": "a b c"}]] * 2
     assert [one.structured_outputs for one in params] == [StructuredOutputsParams(schema), None]
     assert {(one.temperature, one.top_p, one.max_tokens) for one in params} == {(1.0, 0.95, 100)}
+
+
+@pytest.mark.usefixtures("vllm")
+def test_vllm_is_not_called_with_nothing():
+    (error,) = ask(CONFIG, request(3, "word " * 51))
+    assert "51 tokens of prompt and backend.max_tokens 100 exceed" in str(error)
+    assert LLM.calls == []
+
+
+@pytest.mark.usefixtures("vllm")
+def test_a_model_without_a_chat_template_is_told(monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_, **__):
+        raise ValueError("no template is set")
+
+    monkeypatch.setattr(Tokenizer, "apply_chat_template", refuse)
+    with pytest.raises(UserError, match=r"needs a chat template .* \(no template is set\); take"):
+        ask(CONFIG, request(1))
 
 
 @pytest.mark.usefixtures("vllm")
