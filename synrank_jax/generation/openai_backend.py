@@ -32,7 +32,10 @@ PROBE_SCHEMA = {
     "additionalProperties": False,
 }
 PROBE = Request(
-    messages=({"role": "user", "content": 'Answer with the JSON object {"answer": "ready"}.'},),
+    messages=(
+        {"role": "system", "content": "You are asked whether you are ready."},
+        {"role": "user", "content": 'Answer with the JSON object {"answer": "ready"}.'},
+    ),
     schema=PROBE_SCHEMA,
     seed=0,
 )
@@ -226,7 +229,7 @@ class OpenAIBackend:
 
     def _classified(self, endpoint: Endpoint, error: openai.APIStatusError) -> Exception:
         said = f"{endpoint.url}: {error.status_code}: {self._said(error)}"
-        text = f"{error.code} {error.message}"
+        text = f"{error.code} {said}"
         match error.status_code:
             case 401 | 403:
                 return self._refused_key(endpoint, said)
@@ -266,13 +269,17 @@ class OpenAIBackend:
             raise self._refused_key(endpoint, said) from error
         except (openai.APIError, json.JSONDecodeError, AttributeError, TypeError):
             names = []  # Some servers do not list their models: the first request will tell.
-        if names and self._config.model not in names:
+        # The list is no proof: some servers list what they could load, not what they have loaded.
+        try:
+            return await self._probe(endpoint, PROBE)
+        except UserError as error:
+            if not names or self._config.model in names:
+                raise
             there = ", ".join(map(repr, names[:20]))
             raise UserError(
-                f"backend.model {self._config.model!r}: {endpoint.url} does not have it; it has "
-                f"{there}"
-            )
-        return await self._probe(endpoint, PROBE)
+                f"backend.model {self._config.model!r}: {endpoint.url} does not list it; it lists "
+                f"{there} ({error})"
+            ) from error
 
     async def _probe(self, endpoint: Endpoint, request: Request, repeats: int = 0) -> bool:
         try:
@@ -306,7 +313,10 @@ class OpenAIBackend:
 
     def _said(self, error: BaseException) -> str:
         cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else None
-        said = " ".join(str(cause or error).split())[:500] or type(error).__name__
+        said = str(cause or error)
+        if isinstance(error, openai.APIStatusError) and said == f"Error code: {error.status_code}":
+            said = f"{said} - {error.response.text}"  # errors of another form, as FastAPI's
+        said = " ".join(said.split())[:500] or type(error).__name__
         return said.replace(self._secret, "***") if self._secret else said
 
 

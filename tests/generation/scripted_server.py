@@ -58,6 +58,8 @@ class Script:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         asked = json.loads(await request.read())
+        if asked["model"] != MODEL:
+            return web.json_response({"error": {"message": "no such model"}}, status=404)
         prompt, seed = asked["messages"][-1]["content"], asked.get("seed")
         key = digest(prompt, seed)
         fault = "" if '{"answer": "ready"}' in prompt else self.fault(key)  # not of the check

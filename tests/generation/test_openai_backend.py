@@ -220,7 +220,7 @@ def test_an_unreachable_endpoint_is_told_in_seconds():
 def test_an_unknown_model_is_told_with_those_there():
     with (
         scripted() as url,
-        pytest.raises(UserError, match=r"'gpt-9': .* does not have it; it has 'scripted'"),
+        pytest.raises(UserError, match=r"'gpt-9': .* does not list it; it lists 'scripted' .*404"),
     ):
         ask(config(url, model="gpt-9"), check=True)
 
@@ -231,6 +231,27 @@ def test_an_unknown_model_is_told_with_those_there():
 def test_the_check_finds_out_whether_schemas_are_followed(schemas: str, follows: bool):
     with scripted("--schemas", schemas) as url:
         assert ask(config(url), check=True) == [follows]
+
+
+def test_a_model_that_answers_need_not_be_listed():
+    async def handler(_: web.Request) -> web.Response:
+        message = {"role": "assistant", "content": '{"answer": "ready"}'}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        return web.json_response({"id": "1", "object": "chat.completion", "choices": [choice]})
+
+    with answering(handler, models=("another",)) as url:
+        assert ask(config(url), check=True) == [True]
+
+
+def test_errors_of_another_form_are_told():
+    async def handler(_: web.Request) -> web.Response:
+        return web.json_response({"detail": "pinned to another model"}, status=400)
+
+    with (
+        answering(handler) as url,
+        pytest.raises(UserError, match=r"400 - .*pinned to another model"),
+    ):
+        ask(config(url), check=True)
 
 
 def test_the_check_names_what_the_server_says():
