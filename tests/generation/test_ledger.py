@@ -214,24 +214,31 @@ def test_the_status_by_hand(ledger: Ledger):
 
 
 def test_the_status_of_lists_in_two_parts(ledger: Ledger):
-    ledger.set_queries(queries("a", "b", "c"))
+    ledger.set_queries(queries("a", "b", "c", "d"))
     for one in (
-        row("a", 0, at=10.0),
-        row("a", 0, part=1, at=12.0),
+        row("a", 0, part=1, at=10.0),
+        row("a", 0, at=12.0),
         row("b", 0, "refused", at=13.0),
-        row("b", 1, at=14.0),
+        row("b", 1, "refused", at=14.0),
+        row("b", 2, at=14.5),
         row("b", 0, "too long", part=1, at=15.0),
         row("b", 1, "too short", part=1, at=16.0),
+        row("d", 0, "refused", at=17.0),
+        row("d", 1, "refused", at=17.0),
+        row("d", 2, at=17.0),
+        row("d", 0, "language", part=1, at=17.0),
         row("c", 0, "too short", at=18.0),
     ):
         ledger.add(one)
     ledger.flush()
     status = ledger.status(2, 2)
     assert (status.valid, status.failed, status.failed_queries) == (1, 1, {"too short": 1})
-    assert status.lists_per_s == pytest.approx(3 / 2 / 8)  # three valid parts from 10 s to 18 s
+    assert status.lists_per_s == pytest.approx(4 / 2 / 8)  # four valid parts from 10 s to 18 s
     assert ledger.status(2, 3).failed == 0
-    assert [one.failure for _, one in ledger.failures(2)] == ["too short", "too short"]
-    assert [(one.part, one.attempt) for _, one in ledger.failures(2)] == [(1, 1), (0, 0)]
+    ((_, rows),) = ledger.valid(2)
+    assert [one.part for one in rows] == [0, 1]
+    last = [(one.query_id, one.part, one.attempt) for _, one in ledger.failures(2)]
+    assert last == [("b", 1, 1), ("c", 0, 0), ("d", 1, 0)]
 
 
 def test_the_rate_is_of_the_last_ten_minutes_of_work(ledger: Ledger):
@@ -280,7 +287,7 @@ def test_what_was_flushed_survives_kills(tmp_path: Path):
 
 def test_it_can_be_read_while_it_is_written(ledger: Ledger, tmp_path: Path):
     ledger.set_queries(queries("a"))
-    ledger._db.execute("BEGIN IMMEDIATE")
+    ledger._db.execute("BEGIN EXCLUSIVE")
     reader = Ledger(tmp_path / "ledger.sqlite", read_only=True)
     assert reader.status(1, 1).queries == 1
     reader.close()

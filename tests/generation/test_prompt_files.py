@@ -99,11 +99,10 @@ def test_a_query_is_data(tmp_path: Path):
 
 def test_every_placeholder_is_filled(tmp_path: Path):
     text = PROMPT.replace("You write passages.", "'{language}, {difficulty}, {min_words}: {query}'")
-    prompt = prompt_of(
-        tmp_path, text, levels=LEVELS[::-1], prompt={"words": [[30, 40]], "difficulties": ["you"]}
-    )
+    section = {"words": [[30, 40]], "difficulties": ["you"], "language": "German"}
+    prompt = prompt_of(tmp_path, text, levels=LEVELS[::-1], prompt=section)
     system, user = prompt.messages("why?", prompt.draws("q", "why?"), prompt.levels)
-    assert system == {"role": "system", "content": "English, you, 30: why?"}
+    assert system == {"role": "system", "content": "German, you, 30: why?"}
     assert user["content"] == (
         "- grade 1, good: answers it (1 passage)\n- grade 0, bad: does not (1 passage)\n\n"
         "Passages of 30 to 40 words for you.\nQuery: why?\n"
@@ -180,7 +179,7 @@ def test_examples_are_drawn_evenly_and_never_the_query_itself(tmp_path: Path):
     counts = Counter(
         one.query_id for n in range(600) for one in prompt.draws(f"q{n}", "x").examples
     )
-    assert sum(counts.values()) == 1200
+    assert (len(counts), sum(counts.values())) == (4, 1200)
     assert min(counts.values()) > 250  # of 300
     for number in range(4):
         by_id = prompt.draws(f"e{number}", "x").examples
@@ -225,6 +224,9 @@ def test_the_examples_of_a_prompt_file_lie_beside_it(tmp_path: Path):
 def test_examples_of_other_levels_are_refused(tmp_path: Path):
     examples = write_examples(tmp_path / "examples.jsonl", grades=(3, 0))
     with pytest.raises(UserError, match="'e0' has 1 of grade 0, 1 of grade 3, the levels ask for"):
+        prompt_of(tmp_path, prompt={"examples": examples, "examples_per_query": 1}, levels=LEVELS)
+    examples = write_examples(tmp_path / "examples.jsonl", grades=(1, 1, 0))
+    with pytest.raises(UserError, match="has 1 of grade 0, 2 of grade 1, the levels ask for"):
         prompt_of(tmp_path, prompt={"examples": examples, "examples_per_query": 1}, levels=LEVELS)
 
 
