@@ -87,6 +87,28 @@ def test_a_full_disk_is_told_and_nothing_is_lost(ledger: Ledger, tmp_path: Path)
     assert [len(ledger.answers(f"query {number}")) for number in range(500)] == [1] * 500
 
 
+def test_it_is_closed_whatever_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    opened, connect = [], sqlite3.connect
+
+    def noted(*args, **options):
+        opened.append(connect(*args, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", noted)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.add(row("a", 0))
+    ledger.add(row("a", 0))
+    with pytest.raises(sqlite3.IntegrityError):
+        ledger.close()
+    (tmp_path / "other.sqlite").write_bytes(b"no database" * 99)
+    with pytest.raises(UserError):
+        Ledger(tmp_path / "other.sqlite")
+    assert len(opened) == 2
+    for connection in opened:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            connection.execute("SELECT 1")
+
+
 def test_an_attempt_is_recorded_once(ledger: Ledger):
     ledger.add(row("a", 0, "malformed"))
     ledger.flush()
