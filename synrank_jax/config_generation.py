@@ -5,7 +5,7 @@ A file of its own: lists are often written on another machine, before a model to
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from synrank_jax.config_section import NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
@@ -13,6 +13,9 @@ Words = Annotated[
     tuple[PositiveInt, PositiveInt],
     Field(description="Fewest and most words."),
 ]
+
+
+Said = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class QueriesConfig(Section):
@@ -34,9 +37,9 @@ class LevelConfig(Section):
 
     grade: Annotated[int, Field(ge=0, strict=True)]
     """The relevance grade of its passages; higher is more relevant."""
-    name: Annotated[str, Field(min_length=1)]
+    name: Said
     """What the prompt calls it."""
-    definition: Annotated[str, Field(min_length=1)]
+    definition: Said
     """What makes a passage belong to it, as said to the model."""
     passages: PositiveInt = 1
     """Passages to write of this level."""
@@ -90,12 +93,12 @@ class PromptConfig(Section):
     mode: Literal["list", "level"] = "list"
     """`list`: one call writes the whole list, so that levels are set against each other. `level`:
     one call for each level, highest first."""
-    language: str = "English"
+    language: Said = "English"
     """Language of the passages, as said to the model."""
     words: Annotated[tuple[Words, ...], Field(min_length=1)] = ((60, 100), (100, 160), (160, 240))
     """Lengths of passages in words, as said to the model: each query draws one for its whole list,
     so that length does not tell the grade."""
-    difficulties: Annotated[tuple[str, ...], Field(min_length=1)] = (
+    difficulties: Annotated[tuple[Said, ...], Field(min_length=1)] = (
         "a general reader",
         "a student of the field",
         "an expert of the field",
@@ -151,10 +154,10 @@ class BackendConfig(Section):
         if self.kind != "openai" and self.endpoints:
             raise ValueError(f"endpoints: kind {self.kind} runs in this process; leave them out")
         for endpoint in self.endpoints:
+            if "@" in endpoint:  # first of all: no other message may show it
+                raise ValueError("endpoints: no names or keys in addresses; see api_key_env")
             if not endpoint.startswith(("http://", "https://")):
                 raise ValueError(f"endpoints: {endpoint!r} must begin with http:// or https://")
-            if "@" in endpoint:
-                raise ValueError("endpoints: no names or keys in addresses; see api_key_env")
         if len(set(self.endpoints)) < len(self.endpoints):
             raise ValueError("endpoints: one is written twice")
         return self

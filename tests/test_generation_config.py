@@ -21,15 +21,32 @@ REFUSED = {
     "one level": ({"levels": [LEVEL]}, "levels"),
     "no definition": ({"levels": [LEVEL, {"grade": 0, "name": "c"}]}, "levels.1.definition: requ"),
     "empty definition": (
-        {"levels": [LEVEL, {"grade": 0, "name": "c", "definition": ""}]},
-        "levels.1.definition",
+        {"levels": [LEVEL, {"grade": 0, "name": "c", "definition": " \n"}]},
+        "levels.1.definition: String should have at least 1 character",
     ),
+    "empty name": (
+        {"levels": [LEVEL, {"grade": 0, "name": " ", "definition": "d"}]},
+        "levels.1.name: String should have at least 1 character",
+    ),
+    "negative grade": ({"levels": [LEVEL, LEVEL | {"grade": -1}]}, "levels.1.grade"),
+    "no passages": ({"levels": [LEVEL, LEVEL | {"grade": 0, "passages": 0}]}, "levels.1.passages"),
+    "empty language": ({"prompt": {"language": ""}}, "prompt.language"),
+    "no readers": ({"prompt": {"difficulties": []}}, "prompt.difficulties"),
+    "empty reader": ({"prompt": {"difficulties": ["a", ""]}}, "prompt.difficulties.1"),
+    "zero words": ({"prompt": {"words": [[0, 50]]}}, "prompt.words.0.0"),
+    "mode": ({"prompt": {"mode": "lists"}}, "prompt.mode"),
+    "negative seed": ({"seed": -1}, "seed"),
+    "top level": ({"backends": {"model": "m"}}, "backends: no such key"),
     "short": ({"prompt": {"words": [[5, 50]]}}, "outside rules.min_words 20"),
     "long": ({"prompt": {"words": [[50, 5000]]}}, "to rules.max_words 600"),
     "turned": ({"prompt": {"words": [[90, 50]]}}, "give the fewest first"),
     "no endpoint": ({"backend": {"model": "m"}}, "endpoints: give at least one"),
     "key in the address": (
         {"backend": {"model": "m", "endpoints": ["http://me:key@host/v1"]}},
+        "no names or keys in addresses",
+    ),
+    "key without http": (
+        {"backend": {"model": "m", "endpoints": ["me:key@host/v1"]}},
         "no names or keys in addresses",
     ),
     "no address": ({"backend": {"model": "m", "endpoints": ["host:80"]}}, "must begin with http"),
@@ -63,3 +80,5 @@ def test_overrides_reach_it(tmp_path):
     config = load_section(GenerationConfig, path, ["queries.limit=200", "seed=3"])
     assert (config.queries.limit, config.seed) == (200, 3)
     assert [level.grade for level in config.levels] == [3, 2, 1, 0]
+    words = load_section(GenerationConfig, path, ["prompt.words=[[20, 600]]"]).prompt.words
+    assert words == ((20, 600),)  # as far as the rules allow

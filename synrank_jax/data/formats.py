@@ -241,8 +241,9 @@ def _find(
             continue
         if (stream := look(collection_folder(place, field), source.split)) is not None:
             return stream
+    corpus = "corpus: " if field == "data.sources.path" else ""
     raise UserError(
-        f"{field}: no {what} in {' or '.join(given.values())}; give corpus: a folder "
+        f"{field}: no {what} in {' or '.join(given.values())}; give {corpus}a folder "
         f"with {beir.CORPUS_FILE} and {beir.QUERIES_FILE}, collection.tsv and queries.SPLIT.tsv, "
         "or the parquet folders corpus and queries"
     )

@@ -14,11 +14,11 @@ from synrank_jax.config_generation import LevelConfig
 from synrank_jax.generation.backend import Failure
 from synrank_jax.generation.lists import Passage
 
-MARK = re.compile(r"^=== grade (\d+), passage (\d+) ===[ \t]*$", re.MULTILINE)
-END = re.compile(r"^=== end ===[ \t]*$", re.MULTILINE)
+MARK = re.compile(r"^=== grade (\d+), passage (\d+) ===[ \t\r]*$", re.MULTILINE)
+END = re.compile(r"^=== end ===[ \t\r]*$", re.MULTILINE)
 REFUSAL = re.compile(
-    r"^\W*(i'?m sorry|i am sorry|sorry,|i can'?t|i cannot|i'?m unable|i am unable|i won'?t|"
-    r"as an ai\b|unfortunately, i)",
+    r"^\W*(i['’]?m sorry|i am sorry|sorry,|i can['’]?t|i cannot|i['’]?m unable|i am unable|"
+    r"i won['’]?t|as an ai\b|unfortunately, i)",
     re.IGNORECASE,
 )
 
@@ -109,7 +109,7 @@ class Format(StrEnum):
         read = _read_json if self is Format.JSON else _read_marked
         try:
             found = read(text, titles)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if REFUSAL.match(text):
                 raise UnreadableError(Failure.REFUSED, text.strip()[:200]) from error
             raise UnreadableError(Failure.MALFORMED, f"{error}: {text.strip()[:200]!r}") from error
@@ -145,11 +145,11 @@ def _read_json(text: str, titles: bool) -> dict[str, Written]:
     # Not strict: many models write line breaks into strings as they are.
     record = json.loads(text[start : end + 1], object_pairs_hook=_no_repeats, strict=False)
     record = {str(key): _string(value) for key, value in record.items()}
-    ends = [key for key in record if key.endswith("_title")] if titles else []
+    of_passages = {f"{key}_title" for key in record} if titles else set()
     found = {
         key: Written(record.get(f"{key}_title", ""), value)
         for key, value in record.items()
-        if key not in ends
+        if key not in of_passages
     }
     if without := [key for key in found if titles and not found[key].title]:
         raise ValueError(f"no title for {without[0]}")
@@ -170,9 +170,10 @@ def _string(value: Any) -> str:
 
 
 def _read_marked(text: str, titles: bool) -> dict[str, Written]:
-    if not (end := END.search(text)):
-        raise ValueError("no line '=== end ==='")
-    parts = MARK.split(text[: end.start()])
+    # With a second one, of a passage or of a repeated answer, there is no telling where it ends.
+    if len(ends := list(END.finditer(text))) != 1:
+        raise ValueError(f"{len(ends)} lines '=== end ===' instead of one")
+    parts = MARK.split(text[: ends[0].start()])
     if len(parts) == 1:
         raise ValueError("no line '=== grade ..., passage ... ==='")
     found: dict[str, Written] = {}

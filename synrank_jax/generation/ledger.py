@@ -11,7 +11,7 @@ SQLite in WAL mode with synchronous=FULL: a committed row survives the process a
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,17 +98,19 @@ class Ledger:
         self._path, self._waiting = path, list[Row]()
         if read_only and not path.is_file():
             raise UserError(f"{path}: no such ledger; `generate --config` begins one")
+        mode = "ro" if read_only else "rwc"
         try:
-            self._db = sqlite3.connect(
-                f"file:{_quoted(path)}?mode={'ro' if read_only else 'rwc'}",
-                uri=True,
-                isolation_level=None,
-            )
-            if not read_only:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = FULL")
-                self._db.executescript(SCHEMA)
-            self._db.execute("SELECT count(*) FROM identity").fetchone()
+            with ExitStack() as failed:
+                self._db = sqlite3.connect(
+                    f"file:{_quoted(path)}?mode={mode}", uri=True, isolation_level=None
+                )
+                failed.callback(self._db.close)
+                if not read_only:
+                    self._db.execute("PRAGMA journal_mode = WAL")
+                    self._db.execute("PRAGMA synchronous = FULL")
+                    self._db.executescript(SCHEMA)
+                self._db.execute("SELECT count(*) FROM identity").fetchone()
+                failed.pop_all()
         except sqlite3.Error as error:
             raise UserError(
                 f"{path}: cannot be used as a ledger ({error}); is it another file, or on a "
@@ -117,8 +119,10 @@ class Ledger:
 
     def close(self) -> None:
         """Flush and close."""
-        self.flush()
-        self._db.close()
+        try:
+            self.flush()
+        finally:
+            self._db.close()
 
     def identity(self) -> dict[str, Any]:
         """What `claim` stored; empty for a new ledger."""

@@ -125,8 +125,8 @@ def _text(record: Mapping[str, Any], name: str, identifier: bool = False) -> str
         value = str(value)
     if not isinstance(value, str) or (identifier and not value):
         raise ValueError(f"{name}: {value!r} is not a text")
-    if identifier and not value.isprintable():
-        raise ValueError(f"{name}: {value!r} has characters that a table cannot hold")
+    if identifier and any(mark in value for mark in "\t\r\n"):
+        raise ValueError(f"{name}: {value!r} has a tab or a line break, which qrels cannot hold")
     try:
         value.encode()
     except UnicodeEncodeError as error:

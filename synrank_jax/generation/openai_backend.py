@@ -308,7 +308,7 @@ class OpenAIBackend:
             return False
         try:
             return bool(json.loads(answer.text) == {"answer": "ready"})
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
 
     def _said(self, error: BaseException) -> str:

@@ -168,7 +168,8 @@ def load_prompt(config: GenerationConfig, output_format: Format) -> Prompt:
 
     Raises:
         UserError: a file is missing or malformed, a placeholder is missing or unknown, or the
-            examples do not have the levels of the configuration.
+            examples do not have the levels of the configuration, or no titles where the prompt
+            asks for them.
     """
     path = _template_path(config.prompt.template)
     file = load_section(PromptFile, path)
@@ -179,7 +180,10 @@ def load_prompt(config: GenerationConfig, output_format: Format) -> Prompt:
 
 def _template_path(name: str) -> Path:
     if not name.startswith(BUNDLED):
-        return Path(name).expanduser()
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise UserError(f"prompt.template {name!r}: no such file")
+        return path
     path = FOLDER / f"{name.removeprefix(BUNDLED)}.yaml"
     if not path.is_file():
         there = ", ".join(sorted(f"{BUNDLED}{file.stem}" for file in FOLDER.glob("*.yaml")))
@@ -201,10 +205,11 @@ def _check_placeholders(file: PromptFile, path: Path) -> None:
         for name, spec, conversion in fields:
             if name not in PLACEHOLDERS or spec or conversion:
                 near = difflib.get_close_matches(name, PLACEHOLDERS, n=1)
-                hint = f"did you mean {{{near[0]}}}? " if near and not spec else ""
+                hint = f"did you mean {{{near[0]}}}? " if near else ""
+                written = name + (f"!{conversion}" if conversion else "") + (spec and f":{spec}")
                 known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
                 raise UserError(
-                    f"{path}: {key}: no placeholder {{{name}}}; {hint}there are {known}, and a "
+                    f"{path}: {key}: no placeholder {{{written}}}; {hint}there are {known}, and a "
                     "brace of the text is written twice"
                 )
             used.add(name)
@@ -218,13 +223,18 @@ def _examples(config: GenerationConfig, file: PromptFile, path: Path) -> list[Ra
     if section.examples_per_query == 0:
         return []
     if section.examples is not None:
-        place, name = Path(section.examples).expanduser(), "prompt.examples"
+        place = Path(section.examples).expanduser()
     elif file.examples is not None:
-        place, name = path.parent / file.examples, "the prompt's examples"
+        place = path.parent / file.examples
     else:
         raise UserError(
             f"prompt.examples_per_query {section.examples_per_query}: {path} names no examples; "
             "give prompt.examples, or set prompt.examples_per_query to 0"
+        )
+    if "{examples}" not in file.system + file.user:
+        raise UserError(
+            f"{path}: the placeholder {{examples}} is missing; put it into user, or set "
+            "prompt.examples_per_query to 0"
         )
     examples = list(read_lists(place))
     if len(examples) <= section.examples_per_query:
@@ -239,8 +249,13 @@ def _examples(config: GenerationConfig, file: PromptFile, path: Path) -> list[Ra
         if have != want:
             raise UserError(
                 f"{place}: list {example.query_id!r} has {_counts(have)}, the levels ask for "
-                f"{_counts(want)}; give {name} of these levels (prompt.examples), or set "
+                f"{_counts(want)}; give prompt.examples of these levels, or set "
                 "prompt.examples_per_query to 0"
+            )
+        if file.titles and not all(passage.title for passage in example.passages):
+            raise UserError(
+                f"{place}: list {example.query_id!r} has passages without a title, but {path} asks "
+                "for titles; give examples with titles, or set prompt.examples_per_query to 0"
             )
     return examples
 

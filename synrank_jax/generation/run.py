@@ -141,7 +141,9 @@ class Writer:
                 written = self._read(answer, query, slots, before, examples)
                 passages = json.dumps(written, ensure_ascii=False)
             except (RequestError, UnreadableError) as error:
-                failure, message = error.failure, error.message
+                # Half of a surrogate pair, which UTF-8 and so the ledger cannot hold, is escaped.
+                message = error.message.encode(errors="backslashreplace").decode()
+                failure = error.failure
             self._ledger.add(
                 Row(
                     query.query_id,

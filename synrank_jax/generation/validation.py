@@ -62,7 +62,7 @@ class Rules:
     def _length(self, slots: Sequence[Slot], texts: Sequence[str]) -> Iterator[tuple[Failure, str]]:
         low, high = self._config.min_words, self._config.max_words
         for slot, text in zip(slots, texts, strict=True):
-            count = len(text.split())
+            count = len(words(text))
             if count < low:
                 yield Failure.TOO_SHORT, f"{_said(slot)}: {count} words, rules.min_words {low}"
             if count > high:

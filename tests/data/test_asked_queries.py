@@ -44,6 +44,33 @@ def test_a_folder_of_ms_marco(tmp_path: Path):
     (tmp_path / "qrels.train.tsv").write_text("10 0 700 1\n30 0 800 1\n30 0 801 1\n")
     assert ids(tmp_path, split="train") == ["10", "30"]
     assert ids(tmp_path) == ["10", "20", "30"]
+    (tmp_path / "queries.train.tsv").rename(tmp_path / "queries.dev.tsv")
+    with pytest.raises(UserError, match=r"^queries.path: no queries in .*; give a folder with"):
+        ids(tmp_path)
+
+
+def test_a_folder_in_beir_layout(tmp_path: Path):
+    (tmp_path / "qrels").mkdir()
+    lines = [json.dumps({"_id": name, "text": f"text {name}"}) for name in ("b", "a", "c")]
+    (tmp_path / "queries.jsonl").write_text("\n".join(lines))
+    (tmp_path / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nc\td\t1\nb\td\t0\n")
+    assert ids(tmp_path) == ["b", "a", "c"]
+    assert ids(tmp_path, split="dev") == ["b", "c"]
+    (text,) = asked_queries(QueriesConfig(path=str(tmp_path), split="dev", limit=1))
+    assert (text.id, text.text) == ("b", "text b")
+    assert str(text.place) == f"{tmp_path / 'queries.jsonl'}:1"
+    with pytest.raises(UserError, match=r"qrels/test.tsv: cannot .*splits .* are: dev$"):
+        ids(tmp_path, split="test")
+    (tmp_path / "ids").write_text("a\n")
+    with pytest.raises(UserError, match=r"subset .*: none .* judgements in queries.split dev"):
+        ids(tmp_path, split="dev", subset=str(tmp_path / "ids"))
+
+
+def test_queries_are_read_as_they_are_needed(tmp_path: Path):
+    (tmp_path / "a.tsv").write_text(TSV + "broken\n")
+    assert ids(tmp_path / "a.tsv", limit=3) == ["10", "20", "30"]
+    with pytest.raises(UserError, match=r"a.tsv:4: expected 2 filled columns"):
+        ids(tmp_path / "a.tsv", limit=4)
 
 
 def test_a_subset_and_a_limit(tmp_path: Path):
@@ -56,6 +83,11 @@ def test_a_subset_and_a_limit(tmp_path: Path):
     (tmp_path / "ids").write_text("30\n44\n")
     with pytest.raises(UserError, match=r"queries.subset .*: 1 of its ids are no query .*'44'"):
         ids(tmp_path / "a.tsv", subset=subset)
+    (tmp_path / "ids").write_text("\n")
+    with pytest.raises(UserError, match=r"ids: names no query"):
+        ids(tmp_path / "a.tsv", subset=subset)
+    with pytest.raises(UserError, match=r"none: cannot be read"):
+        ids(tmp_path / "a.tsv", subset=str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize(
@@ -67,8 +99,16 @@ def test_a_subset_and_a_limit(tmp_path: Path):
         ("q.tsv", "a b\n", r"q.tsv:1: expected 2 filled columns"),
         ("q.csv", "a,b\n", r"queries.path .*q.csv: neither .tsv"),
         ("q.tsv", "", r"queries.path .*q.tsv: no query there"),
+        ("q.tsv", "a\tb\na\t \n", r"q.tsv:2: query 'a' is empty"),
+        ("q.jsonl", '{"_id": "a\\nb", "text": "x"}', r"q.jsonl:1: query id .* has a tab or a line"),
+        ("q.jsonl", '{"_id": "", "text": "x"}', r"q.jsonl:1: _id must be a non-empty string"),
+        ("q.jsonl", '{"_id": "a", "text": "\\ud800"}', r"q.jsonl:1: text has half of a surr"),
+        ("q.tsv.gz", "a\tb\n", r"q.tsv.gz: cannot be read after line 0 .*is the file whole"),
     ],
-    ids=["empty", "tab", "key", "columns", "kind", "none"],
+    ids=[
+        *("empty", "tab", "key", "columns", "kind", "none"),
+        *("blank", "line break", "no id", "surrogate", "no gzip"),
+    ],
 )
 def test_what_is_wrong_is_named(name: str, text: str, said: str, tmp_path: Path):
     (tmp_path / name).write_text(text)
@@ -79,5 +119,9 @@ def test_what_is_wrong_is_named(name: str, text: str, said: str, tmp_path: Path)
 def test_a_missing_file_and_a_missing_folder(tmp_path: Path):
     with pytest.raises(UserError, match=r"queries.path .*none.tsv: no such file"):
         ids(tmp_path / "none.tsv")
+    with pytest.raises(UserError, match=r"queries.path .*none.jsonl.gz: no such file"):
+        ids(tmp_path / "none.jsonl.gz")
+    with pytest.raises(UserError, match=r"queries.path 'bundled:none'.*bundled:cranfield"):
+        ids("bundled:none")
     with pytest.raises(UserError, match=r"queries.path '.*none': no such folder"):
         ids(tmp_path / "none")

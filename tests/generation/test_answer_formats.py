@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synrank_jax.config_generation import LevelConfig
@@ -86,14 +86,65 @@ def test_a_part_of_an_answer_is_malformed(output_format: Format):
         assert failure(output_format, text[:length]) == Failure.MALFORMED
 
 
-def test_an_end_inside_a_text_fails():
-    texts = ["one\n=== end ===\nmore", "two", "three"]
-    assert failure(Format.DELIMITERS, answer(Format.DELIMITERS, texts)) == Failure.WRONG_LEVELS
+@pytest.mark.parametrize("number", range(3))
+def test_an_end_inside_a_text_fails(number: int):
+    texts = ["one", "two", "three"]
+    texts[number] += "\n=== end ===\nmore"
+    assert failure(Format.DELIMITERS, answer(Format.DELIMITERS, texts)) == Failure.MALFORMED
+
+
+def test_an_answer_given_twice_is_malformed():
+    text = answer(Format.DELIMITERS, ["one", "two", "three"])
+    assert failure(Format.DELIMITERS, f"{text}\n{text}") == Failure.MALFORMED
+    assert failure(Format.JSON, answer(Format.JSON, ["a", "b", "c"]) * 2) == Failure.MALFORMED
+
+
+PIECES = ("=== end ===", "=== grade 2, passage 2 ===", "=== grade 0, passage 1 ===", "{", "}", '"')
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(
+        st.lists(st.sampled_from([*PIECES, "word", "\n", "\r", "\u2028", " "]), min_size=1).map(
+            "".join
+        ),
+        min_size=3,
+        max_size=3,
+    ),
+    st.sampled_from(Format),
+    st.booleans(),
+)
+def test_no_text_is_read_as_another(texts: list[str], output_format: Format, titles: bool):
+    try:
+        read = output_format.read(answer(output_format, texts, titles), SLOTS, titles)
+    except UnreadableError:
+        assert output_format is Format.DELIMITERS or not all(map(str.strip, texts))
+    else:
+        assert [one.text for one in read] == [text.strip() for text in texts]
+
+
+@pytest.mark.parametrize("titles", [False, True], ids=["bare", "titled"])
+def test_what_the_instruction_shows_is_an_answer(titles: bool):
+    instruction = Format.DELIMITERS.instruction(SLOTS, titles)
+    shown = instruction[instruction.index("\n=== grade") :].replace("first line, then ", "\n")
+    assert len(Format.DELIMITERS.read(shown, SLOTS, titles)) == 3
+    assert Format.DELIMITERS.read(shown.replace("\n", "\r\n"), SLOTS, titles)
 
 
 def test_a_mark_inside_a_text_fails():
     texts = ["one\n=== grade 0, passage 1 ===\nmore", "two", "three"]
     assert failure(Format.DELIMITERS, answer(Format.DELIMITERS, texts)) == Failure.MALFORMED
+
+
+@pytest.mark.parametrize("output_format", Format)
+def test_wrong_slots_are_named_in_both_formats(output_format: Format):
+    passages = [Passage("d", grade, text) for grade, text in ((3, "a"), (2, "b"), (0, "  "))]
+    with pytest.raises(UnreadableError) as caught:
+        output_format.read(output_format.written(passages, False), SLOTS, False)
+    assert caught.value.failure == Failure.WRONG_LEVELS
+    assert caught.value.message == (
+        "missing grade_2_passage_2; not asked grade_3_passage_1; empty grade_0_passage_1"
+    )
 
 
 WRONG = {
@@ -118,8 +169,10 @@ def test_other_slots_than_asked_for_are_wrong_levels(what: str):
         '{"grade_2_passage_1": ["a"]}',
         '{"grade_2_passage_1": "half a pair \\ud800"}',
         "[1, 2]",
+        '{"grade_2_passage_1": ' + "[" * 100_000 + "}",
+        '{"grade_2_passage_1": ' + "9" * 5_000 + "}",
     ],
-    ids=["key twice", "no string", "surrogate", "list"],
+    ids=["key twice", "no string", "surrogate", "list", "nested", "digits"],
 )
 def test_json_of_another_kind_is_malformed(text: str):
     assert failure(Format.JSON, text) == Failure.MALFORMED
@@ -128,12 +181,34 @@ def test_json_of_another_kind_is_malformed(text: str):
 def test_a_passage_without_its_title_is_malformed():
     bare = answer(Format.JSON, ["one", "two", "three"])
     assert failure(Format.JSON, bare, titles=True) == Failure.MALFORMED
+    marked = answer(Format.DELIMITERS, ["one", "two", "three"])
+    assert failure(Format.DELIMITERS, marked, titles=True) == Failure.WRONG_LEVELS
+
+
+def test_a_title_that_was_not_asked_for_is_malformed():
+    record = json.loads(answer(Format.JSON, ["one", "two", "three"], titles=True))
+    record["grade_3_passage_1_title"] = "x"
+    assert failure(Format.JSON, json.dumps(record), titles=True) == Failure.MALFORMED
+
+
+def test_half_a_surrogate_pair_between_marks_is_malformed():
+    text = answer(Format.DELIMITERS, ["one", "two \ud800", "three"])
+    assert failure(Format.DELIMITERS, text) == Failure.MALFORMED
 
 
 @pytest.mark.parametrize("output_format", Format)
-@pytest.mark.parametrize("text", ["I'm sorry, but no.", "I cannot help.", "As an AI, I must not"])
+@pytest.mark.parametrize(
+    "text", ["I’m sorry, but no.", "**I can't help.**", "As an AI, I must not"]
+)
 def test_refusals_are_told_from_malformed_answers(output_format: Format, text: str):
     assert failure(output_format, text) == Failure.REFUSED
+    assert failure(output_format, f"Passages follow. {text}") == Failure.MALFORMED
+
+
+@pytest.mark.parametrize("output_format", Format)
+def test_an_apology_before_a_whole_answer_is_no_refusal(output_format: Format):
+    text = f"Sorry, here it is:\n{answer(output_format, ['one', 'two', 'three'])}"
+    assert len(output_format.read(text, SLOTS, False)) == 3
 
 
 @pytest.mark.parametrize("titles", [False, True], ids=["bare", "titled"])
@@ -143,6 +218,7 @@ def test_the_schema_has_the_keys_in_order(titles: bool):
     if titles:
         keys = [key for name in keys for key in (f"{name}_title", name)]
     assert list(schema["properties"]) == schema["required"] == keys
-    assert schema["additionalProperties"] is False
+    assert set(map(str, schema["properties"].values())) == {"{'type': 'string'}"}
+    assert (schema["type"], schema["additionalProperties"]) == ("object", False)
     instruction = Format.JSON.instruction(SLOTS, titles)
     assert [line[3:-1] for line in instruction.splitlines()[1:]] == keys

@@ -138,7 +138,7 @@ def test_broken_records_are_findings_and_broken_json_is_an_error(tmp_path: Path)
         "line 32: passages: not a list",
         "line 33: passage 1: grade 1.5 is not an integer",
         "line 34: passage 1: text: has half of a surrogate pair",
-        r"line 35: query_id: 'a\tb' has characters",
+        r"line 35: query_id: 'a\tb' has a tab",
         "an earlier list has the same query id",
     ):
         assert any(reason.startswith(expected) for reason in reasons), expected

@@ -4,13 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from synrank_jax.config import SourceConfig
 from synrank_jax.data import beir
 from synrank_jax.data.formats import open_reader
 from synrank_jax.errors import UserError
 from synrank_jax.generation.lists import Passage, RankingContext, read_lists
-from synrank_jax.generation.output import write_lists
+from synrank_jax.generation.output import json_line, write_lists
 
 LISTS = [
     RankingContext(
@@ -51,6 +53,40 @@ def test_a_failure_midway_leaves_the_former_files(tmp_path: Path):
     assert names == {"lists.jsonl", "corpus.jsonl", "queries.jsonl", "train.tsv"}
 
 
+def test_lists_jsonl_appears_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    names, replace = [], Path.replace
+
+    def noted(self: Path, target: Path) -> Path:
+        names.append(target.name)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", noted)
+    write_lists(tmp_path, LISTS)
+    assert sorted(names) == ["corpus.jsonl", "lists.jsonl", "queries.jsonl", "train.tsv"]
+    assert names[-1] == "lists.jsonl"
+
+
+# Text that JSON lines must not be cut at, or changed; no surrogates, which are no text.
+TEXTS = st.text(st.characters(codec="utf-8"))
+IDS = st.text(st.characters(codec="utf-8", exclude_characters="\t\r\n"), min_size=1)
+PASSAGES = st.builds(Passage, IDS, st.integers(0, 9), TEXTS, TEXTS)
+CONTEXTS = st.builds(
+    RankingContext,
+    IDS,
+    TEXTS,
+    st.lists(PASSAGES, min_size=1, max_size=3).map(tuple),
+    st.dictionaries(TEXTS, st.integers() | TEXTS, max_size=2),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(contexts=st.lists(CONTEXTS, max_size=3))
+def test_any_text_survives(contexts: list[RankingContext], tmp_path: Path):
+    path = tmp_path / "lists.jsonl"
+    path.write_bytes(b"".join(json_line(context.record()) for context in contexts))
+    assert list(read_lists(path)) == contexts
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -61,8 +97,16 @@ def test_a_failure_midway_leaves_the_former_files(tmp_path: Path):
         '{"query_id": "q", "query": "x", "passages": [{"id": "d", "text": "t", "grade": "3"}]}',
         '{"query_id": "q", "query": "x", "passages": [{"id": "d", "text": "t", "grade": true}]}',
         '{"query_id": "q", "query": "x", "passages": [{"id": "d", "text": "\\ud800", "grade": 1}]}',
+        '{"query_id": "q", "query": "x", "passages": [{"id": "d", "text": "t", "grade": -1}]}',
+        '{"query_id": "q", "query": "x", "passages": [{"id": "d\\t", "text": "t", "grade": 1}]}',
+        '{"query_id": "q", "query": "x", "passages": [{"id": "", "text": "t", "grade": 1}]}',
+        '{"query_id": "q", "query": "x", "passages": []}',
+        '{"query_id": true, "query": "x", "passages": [{"id": "d", "text": "t", "grade": 1}]}',
     ],
-    ids=["cut", "array", "no passages", "query", "grade text", "grade bool", "surrogate"],
+    ids=[
+        *("cut", "array", "no passages", "query", "grade text", "grade bool", "surrogate"),
+        *("grade below 0", "tab in an id", "empty id", "empty list", "query id"),
+    ],
 )
 def test_a_line_that_is_no_list_is_named(line: str, tmp_path: Path):
     path = tmp_path / "lists.jsonl"

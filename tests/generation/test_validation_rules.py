@@ -1,5 +1,7 @@
 """Each rule by hand."""
 
+from functools import cache
+
 import pytest
 
 from synrank_jax.config_generation import RulesConfig
@@ -9,19 +11,24 @@ from synrank_jax.generation.backend import Failure
 from synrank_jax.generation.ngrams import WordHashes, jaccard, shingles, words
 from synrank_jax.generation.validation import Rules
 
-SLOTS = [Slot(1, 1), Slot(0, 1)]
+SLOTS = [Slot(1, 1), Slot(0, 1), Slot(0, 2)]
 A = "the harbour was quiet before the boats came in"
 B = "nine gardens behind the mill were sold in spring"
+GERMAN = "Der Hafen war am Morgen noch ganz still, bevor die Boote kamen"
+
+
+@cache  # a language model takes a second to load
+def rules_of(**rules) -> Rules:
+    return Rules(RulesConfig(**{"min_words": 3, "max_words": 12} | rules))
 
 
 def broken(
     *texts: str, query: str = "why", before=(), examples=(), **rules
 ) -> UnreadableError | None:
-    config = RulesConfig(**{"min_words": 3, "max_words": 12} | rules)
     slots = SLOTS[: len(texts)]
     passages = [Written("", text) for text in texts]
     try:
-        Rules(config).check(query, slots, passages, before, examples)
+        rules_of(**rules).check(query, slots, passages, before, examples)
     except UnreadableError as error:
         return error
     return None
@@ -32,13 +39,24 @@ def test_good_passages_pass():
 
 
 @pytest.mark.parametrize(
-    ("words", "failure"), [(2, Failure.TOO_SHORT), (3, None), (12, None), (13, Failure.TOO_LONG)]
+    ("count", "failure", "rule"),
+    [
+        (2, Failure.TOO_SHORT, "min_words 3"),
+        (3, None, ""),
+        (12, None, ""),
+        (13, Failure.TOO_LONG, "max_words 12"),
+    ],
 )
-def test_lengths_are_inclusive(words: int, failure: Failure | None):
-    error = broken(A, " ".join(f"w{n}" for n in range(words)))
+def test_lengths_are_inclusive(count: int, failure: Failure | None, rule: str):
+    error = broken(A, " ".join(f"w{n}" for n in range(count)))
     assert (error.failure if error else None) == failure
     if error:
-        assert error.message.startswith(f"grade 0, passage 1: {words} words")
+        assert error.message == f"grade 0, passage 1: {count} words, rules.{rule}"
+
+
+def test_words_are_counted_as_the_audit_counts_them():
+    assert broken(A, "港は朝まで静かだった") is None  # written without spaces
+    assert broken(A, "- - - - one two").message.startswith("grade 0, passage 1: 2 words")
 
 
 def triples(text: str):
@@ -61,23 +79,42 @@ def test_near_duplicates_from_the_threshold_on():
 
 
 def test_copies_of_what_was_accepted_or_shown_before():
-    assert "a passage of the list" in broken(A, before=[A.upper()]).message
-    assert "an example of the prompt" in broken(A, examples=[B, A]).message
+    said = "grade 1, passage 1: 100% the same as"
+    for shown, what in (
+        ({"before": [B, A.upper()]}, "a passage of the list"),
+        ({"examples": [B, A]}, "an example of the prompt"),
+    ):
+        error = broken(A, **shown)
+        assert (error.failure, error.message) == (Failure.DUPLICATE, f"{said} {what}")
     assert broken(A, before=[B], examples=[B]) is None
+
+
+def test_what_one_query_was_shown_is_not_held_against_the_next():
+    rules = Rules(RulesConfig(min_words=3, max_words=12))
+    rules.check("why", SLOTS[:1], [Written("", A)], [], [B])
+    rules.check("why", SLOTS[:1], [Written("", B)], [], [])
+    with pytest.raises(UnreadableError, match="an example of the prompt"):
+        rules.check("why", SLOTS[:1], [Written("", B)], [], [B])
+
+
+def test_the_first_broken_rule_is_told():
+    error = broken("too short", A, A, query="too short")
+    assert error.failure == Failure.TOO_SHORT
+    german = {"language_code": "en", "max_words": 20}
+    assert broken(GERMAN, GERMAN, **german).failure == Failure.DUPLICATE
 
 
 def test_a_copy_of_the_query():
     error = broken("What is a Harbour?", query="what is a harbour")
     assert (error.failure, error.message) == (Failure.DUPLICATE, "grade 1, passage 1: is the query")
+    assert broken("What is a Harbour?", query="what is a harbour for") is None
 
 
 def test_refusals_in_the_place_of_passages():
     no = "I'm sorry, I can't write that"
-    assert broken(no, no + " either").failure == Failure.REFUSED
+    error = broken(no, no + " either")
+    assert (error.failure, error.message) == (Failure.REFUSED, no)
     assert broken(no, B) is None  # one may be a passage about somebody who is sorry
-
-
-GERMAN = "Der Hafen war am Morgen noch ganz still, bevor die Boote kamen"
 
 
 def test_every_passage_must_be_in_the_language():
@@ -87,6 +124,8 @@ def test_every_passage_must_be_in_the_language():
     assert error.failure == Failure.LANGUAGE
     assert error.message == "grade 0, passage 1: recognised as de, not en"
     assert broken(GERMAN, language_code="de", max_words=20) is None
+    error = broken(GERMAN, A, language_code="de", max_words=20)
+    assert error.message == "grade 0, passage 1: recognised as en, not de"
 
 
 def test_an_unknown_language_is_told():
