@@ -3,9 +3,9 @@
 A file of its own: lists are often written on another machine, before a model to train is chosen.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from synrank_jax.config_section import NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
@@ -146,6 +146,11 @@ class BackendConfig(Section):
     outage_timeout: PositiveFloat = 300.0
     """Seconds without a sign of life of any endpoint after which the run stops (it can go on
     later), and after which a request that is only told to wait is given up."""
+
+    @field_validator("endpoints", mode="before")
+    @classmethod
+    def _one_endpoint(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _endpoints_fit(self) -> Self:

@@ -17,6 +17,8 @@ FIELD = "queries.path"
 def asked_queries(config: QueriesConfig) -> Iterator[Text]:
     """The queries of `config`, in file order, read as they are needed.
 
+    With a split and a subset it is the queries of both.
+
     Raises:
         UserError: a file is missing or malformed, a query is empty or its id has a line break or a
             tab, the subset names unknown queries, or no query is left.

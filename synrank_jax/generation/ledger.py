@@ -235,7 +235,9 @@ class Ledger:
         try:
             with self._transaction():
                 self._db.executemany("INSERT INTO answers VALUES (?,?,?,?,?,?,?,?,?)", rows)
-        except sqlite3.OperationalError as error:
+        except sqlite3.IntegrityError:
+            raise  # an answer twice: a fault of ours
+        except sqlite3.DatabaseError as error:
             raise UserError(f"{self._path}: cannot be written ({error})") from error
         self._waiting.clear()
 

@@ -68,7 +68,7 @@ def read_lists(path: Path) -> Iterator[RankingContext]:
                     yield context_of(_object(json.loads(raw.decode())))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}:{line}: not a list ({error}); a line is "
             '{"query_id": "q1", "query": "...", "passages": [{"id": "d1", "text": "...", '
