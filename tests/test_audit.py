@@ -34,6 +34,7 @@ def with_loss(config: Config, **values) -> Config:
     return config.model_copy(update={"loss": config.loss.model_copy(update=values)})
 
 
+@pytest.mark.slow
 def test_gaussian_is_called_blind_and_wasserstein_is_not(
     tiny_config: Config, config_file: Path, tmp_path: Path, capsys
 ):

@@ -13,6 +13,7 @@ from synrank_jax.config_file import to_yaml
 SAME_METRIC = 1e-4
 
 
+@pytest.mark.slow
 def test_the_exported_model_scores_as_the_checkpoint_does(tiny_config: Config, tmp_path: Path):
     collection = EvaluationConfig(path=tiny_config.data.sources[0].path, split="train")
     config = tmp_path / "config.yaml"

@@ -119,6 +119,7 @@ def test_the_plan_counts_runs_and_hours_and_writes_nothing(desk: Desk, capsys):
     assert not desk.output.exists()
 
 
+@pytest.mark.slow
 def test_two_arms_are_trained_and_compared(real_desk: Desk):
     arms = [{"name": "zero-shot", "train": False}, {"name": "infonce", "set": INFONCE}]
     real_desk.main(seeds=[0], arms=arms)

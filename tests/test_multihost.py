@@ -80,6 +80,7 @@ def assert_same_run(config: Config, run: Path, steps: int = 20) -> None:
         assert [record[name] for record in got] == pytest.approx(losses, rel=LOSS_RTOL)
 
 
+@pytest.mark.slow
 def test_a_killed_host_is_named_and_one_process_goes_on(
     config: Config,
     tmp_path: Path,

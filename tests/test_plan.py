@@ -65,6 +65,7 @@ def written(config: Config, tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_several_plans_are_a_table_and_a_file(
     tiny: Config,
     tmp_path: Path,

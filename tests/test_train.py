@@ -99,6 +99,7 @@ def test_a_finished_run_is_left_alone(tiny_config: Config, tmp_path: Path):
     assert contents() == before
 
 
+@pytest.mark.slow
 def test_resuming_on_another_mesh_continues_the_run(tiny_config: Config, tmp_path: Path):
     prepared(tiny_config, tmp_path)
     whole = train.run(tiny_config)
@@ -112,6 +113,7 @@ def test_resuming_on_another_mesh_continues_the_run(tiny_config: Config, tmp_pat
         assert (record[0], record[3:]) == (expected[0], expected[3:])
 
 
+@pytest.mark.slow
 def test_after_the_first_step_of_every_shape_nothing_is_compiled(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -177,9 +179,23 @@ def test_training_lowers_the_loss(tiny_config: Config, tmp_path: Path):
     "loss",
     [
         {"gaussian_wasserstein": 1.0, "gaussian_paired": 1.0, "in_batch_grade": 0.0},
-        {"gaussian_wasserstein": 1.0, "gaussian_group_size": 4, "gaussian_solver": "newton_schulz"},
+        pytest.param(
+            {
+                "gaussian_wasserstein": 1.0,
+                "gaussian_group_size": 4,
+                "gaussian_solver": "newton_schulz",
+            },
+            marks=pytest.mark.slow,
+        ),
         {"infonce": 1.0, "sinkhorn": 1.0, "sinkhorn_cost": "embedding", "scope": "list"},
-        {"wasserstein": 0.5, "wasserstein_order": 2, "grade_positions": (-4.0, 0.0, 1.0, 2.0, 4.0)},
+        pytest.param(
+            {
+                "wasserstein": 0.5,
+                "wasserstein_order": 2,
+                "grade_positions": (-4.0, 0.0, 1.0, 2.0, 4.0),
+            },
+            marks=pytest.mark.slow,
+        ),
         pytest.param(dict.fromkeys(LOSS_NAMES, 1.0), marks=pytest.mark.slow),
     ],
     ids=["gaussian", "groups", "list", "positions", "all"],
@@ -200,6 +216,7 @@ def test_losses_train_in_pools(tiny_config: Config, tmp_path: Path, loss: dict):
         assert 0 < record["own_list_target_mass"] <= 1
 
 
+@pytest.mark.slow
 def test_a_learnable_temperature_is_trained_logged_saved_and_resumed(
     tiny_config: Config, tmp_path: Path
 ):
@@ -430,6 +447,7 @@ def test_a_damaged_shard_is_named(tiny_config: Config, tmp_path: Path):
         train.run(tiny_config)
 
 
+@pytest.mark.slow
 def test_mixed_precision_keeps_weights_and_loss_in_float32(tiny_config: Config, tmp_path: Path):
     prepared(tiny_config, tmp_path)
     config = changed(tiny_config, "model", compute_dtype="bfloat16")

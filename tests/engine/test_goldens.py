@@ -103,7 +103,8 @@ EMBEDDINGS = P * 32  # [P, D]
 @pytest.mark.parametrize(
     ("loss", "chunk"),
     [
-        *(("wasserstein", 1), ("gaussian_wasserstein", None)),
+        ("wasserstein", 1),
+        pytest.param("gaussian_wasserstein", None, marks=pytest.mark.slow),
         pytest.param("wasserstein", None, marks=pytest.mark.slow),
         pytest.param("gaussian_wasserstein", 1, marks=pytest.mark.slow),
         pytest.param("infonce", None, marks=pytest.mark.slow),
@@ -137,6 +138,7 @@ def test_fsdp_gathers_weights_and_passage_embeddings_once(
     assert found.keys() == {"all-gather", "all-reduce"}
 
 
+@pytest.mark.slow
 def test_tensor_parallelism_sums_activations_and_gathers_none(tiny_config: Config, tmp_path: Path):
     step, state, batch = compiled_step(tiny_config, tmp_path, 4, 1, 2)
     found = collectives(step, state, batch)

@@ -80,6 +80,7 @@ def test_an_excluded_document_is_no_negative(tiny_config: Config, batch: Batch, 
     assert gradient(scores, of_list_0)[3, 1] == 0
 
 
+@pytest.mark.slow
 def test_a_step_over_pools_takes_the_mean_gradient(tiny_config: Config, batch: Batch):
     """Two pools in one step: its loss and gradient norm are those of the pools' mean."""
     config = with_loss(tiny_config, "gaussian")

@@ -61,6 +61,7 @@ def test_from_queries_to_training_steps(tiny_llm: Path, tiny_config: Config, tmp
     assert [entry["step"] for entry in read_metrics(Path(ready.train.output))] == [1, 2]
 
 
+@pytest.mark.slow
 def test_lists_from_transformers_serve(
     transformers_serve: str, tiny_llm_folder: Path, tmp_path: Path
 ):

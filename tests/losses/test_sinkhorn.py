@@ -24,7 +24,7 @@ def lists(Q=16, L=8):
     return scores, jnp.asarray(rng.integers(0, 4, (Q, L)), jnp.float32)
 
 
-@pytest.mark.parametrize("epsilon", [0.1, 0.5, 2.0])
+@pytest.mark.parametrize("epsilon", [pytest.param(0.1, marks=pytest.mark.slow), 0.5, 2.0])
 def test_where_it_stops_by_default_the_value_and_the_gradient_are_converged(epsilon):
     arrays = lists()
     options = {"levels": LEVELS, "epsilon": epsilon}

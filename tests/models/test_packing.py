@@ -151,7 +151,11 @@ def test_the_gradient_of_a_rearrangement_is_the_transposed_one() -> None:
         pytest.param(Numerics(dropout=0.2, remat="dots"), id="dots", marks=pytest.mark.slow),
         pytest.param(Numerics(dropout=0.2, remat="layer"), id="layer", marks=pytest.mark.slow),
         pytest.param(Numerics(dropout=0.2, scan_layers=True), id="scan", marks=pytest.mark.slow),
-        pytest.param(Numerics(dropout=0.2, remat="layer", scan_layers=True), id="layer and scan"),
+        pytest.param(
+            Numerics(dropout=0.2, remat="layer", scan_layers=True),
+            id="layer and scan",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_remat_and_scan_change_neither_embeddings_nor_gradients(numerics: Numerics) -> None:
