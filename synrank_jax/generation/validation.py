@@ -15,6 +15,8 @@ from synrank_jax.generation.ngrams import Hashes, WordHashes, jaccard, shingles,
 
 # Longer texts that begin with "I can't ..." are passages of people who cannot do something.
 LONGEST_REFUSAL = 60
+# Characters of a passage that its language is recognised from: enough, and the slowest check.
+RECOGNISED = 300
 
 
 class Rules:
@@ -112,7 +114,7 @@ class Rules:
         if self._identifier is None:
             return
         for slot, text in zip(slots, texts, strict=True):
-            code, _ = self._identifier.classify(text)
+            code, _ = self._identifier.classify(text[:RECOGNISED])
             if code != self._config.language_code:
                 yield (
                     Failure.LANGUAGE,
