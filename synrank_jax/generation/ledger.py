@@ -128,7 +128,8 @@ class Ledger:
     def claim(self, identity: dict[str, Any]) -> None:
         """Say in a new ledger what its answers are answers to."""
         rows = [(name, json.dumps(value)) for name, value in identity.items()]
-        self._db.executemany("INSERT INTO identity VALUES (?, ?)", rows)
+        with self._transaction():
+            self._db.executemany("INSERT INTO identity VALUES (?, ?)", rows)
 
     def set_queries(self, queries: Iterable[tuple[object, Query]]) -> None:
         """Set which queries the run is about, in order; answers of others are kept, but not used.
