@@ -18,8 +18,8 @@ def asked_queries(config: QueriesConfig) -> Iterator[Text]:
     """The queries of `config`, in file order, read as they are needed.
 
     Raises:
-        UserError: a file is missing or malformed, a query is empty or its id has a line break or a
-            tab, the subset names unknown queries, or no query is left.
+        UserError: a file is missing or malformed, a query is empty or its id does not print, the
+            subset names unknown queries, or no query is left.
     """
     wanted = _wanted(config)
     count = 0
@@ -30,10 +30,10 @@ def asked_queries(config: QueriesConfig) -> Iterator[Text]:
             wanted.discard(text.id)
         if not text.text:
             raise UserError(f"{text.place}: query {text.id!r} is empty; remove it")
-        if any(mark in text.id for mark in "\t\r\n"):
+        if not text.id.isprintable():
             raise UserError(
-                f"{text.place}: query id {text.id!r} has a tab or a line break, which qrels files "
-                "cannot hold; rename it"
+                f"{text.place}: query id {text.id!r} has a tab, a line break or another character "
+                "that does not print, which tables cannot hold; rename it"
             )
         yield text
         count += 1

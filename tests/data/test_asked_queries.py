@@ -63,12 +63,13 @@ def test_a_subset_and_a_limit(tmp_path: Path):
     [
         ("q.jsonl", '{"_id": "a", "text": ""}', r"q.jsonl:1: query 'a' is empty"),
         ("q.jsonl", '{"_id": "a\\tb", "text": "x"}', r"q.jsonl:1: query id .* has a tab"),
+        ("q.tsv", "a\u00a0b\tx\n", r"q.tsv:1: query id .* does not print"),
         ("q.jsonl", '{"id": "a"}', r"q.jsonl:1: has no '_id'"),
         ("q.tsv", "a b\n", r"q.tsv:1: expected 2 filled columns"),
         ("q.csv", "a,b\n", r"queries.path .*q.csv: neither .tsv"),
         ("q.tsv", "", r"queries.path .*q.tsv: no query there"),
     ],
-    ids=["empty", "tab", "key", "columns", "kind", "none"],
+    ids=["empty", "tab", "no-break space", "key", "columns", "kind", "none"],
 )
 def test_what_is_wrong_is_named(name: str, text: str, said: str, tmp_path: Path):
     (tmp_path / name).write_text(text)
