@@ -109,7 +109,7 @@ class Format(StrEnum):
         read = _read_json if self is Format.JSON else _read_marked
         try:
             found = read(text, titles)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if REFUSAL.match(text):
                 raise UnreadableError(Failure.REFUSED, text.strip()[:200]) from error
             raise UnreadableError(Failure.MALFORMED, f"{error}: {text.strip()[:200]!r}") from error

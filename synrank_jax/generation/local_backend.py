@@ -67,7 +67,8 @@ class LocalBackend:
                 )
             except Exception as error:
                 for _, future in batch:
-                    future.set_exception(error)
+                    if not future.done():
+                        future.set_exception(error)
                 continue
             for (_, future), answer in zip(batch, answers, strict=True):
                 if not future.done():  # it is when the run was stopped meanwhile

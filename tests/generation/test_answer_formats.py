@@ -86,6 +86,10 @@ def test_a_part_of_an_answer_is_malformed(output_format: Format):
         assert failure(output_format, text[:length]) == Failure.MALFORMED
 
 
+def test_nesting_without_end_is_malformed():
+    assert failure(Format.JSON, '{"a":' + "[" * 100_000 + "}") == Failure.MALFORMED
+
+
 def test_an_end_inside_a_text_fails():
     texts = ["one\n=== end ===\nmore", "two", "three"]
     assert failure(Format.DELIMITERS, answer(Format.DELIMITERS, texts)) == Failure.WRONG_LEVELS
