@@ -50,19 +50,22 @@ class Rules:
         texts = [passage.text for passage in passages]
         if sum(bool(REFUSAL.match(text)) for text in texts) * 2 > len(texts):
             raise UnreadableError(Failure.REFUSED, texts[0][:200])
+        written = [words(text) for text in texts]
         rules = (
-            self._length(slots, texts),
-            self._copies(query, slots, texts, before, examples),
+            self._length(slots, written),
+            self._copies(query, slots, written, before, examples),
             self._language(slots, texts),
         )
         for broken in rules:
             for failure, message in broken:
                 raise UnreadableError(failure, message)
 
-    def _length(self, slots: Sequence[Slot], texts: Sequence[str]) -> Iterator[tuple[Failure, str]]:
+    def _length(
+        self, slots: Sequence[Slot], written: Sequence[list[str]]
+    ) -> Iterator[tuple[Failure, str]]:
         low, high = self._config.min_words, self._config.max_words
-        for slot, text in zip(slots, texts, strict=True):
-            count = len(text.split())
+        for slot, text in zip(slots, written, strict=True):
+            count = len(text)
             if count < low:
                 yield Failure.TOO_SHORT, f"{_said(slot)}: {count} words, rules.min_words {low}"
             if count > high:
@@ -72,18 +75,17 @@ class Rules:
         self,
         query: str,
         slots: Sequence[Slot],
-        texts: Sequence[str],
+        written: Sequence[list[str]],
         before: Sequence[str],
         examples: Sequence[str],
     ) -> Iterator[tuple[Failure, str]]:
         asked = words(query)
         known = [("a passage of the list", self._shingles(words(text))) for text in before]
         known += [("an example of the prompt", self._example(text)) for text in examples]
-        for slot, text in zip(slots, texts, strict=True):
-            written = words(text)
-            if written == asked:
+        for slot, text in zip(slots, written, strict=True):
+            if text == asked:
                 yield Failure.DUPLICATE, f"{_said(slot)}: is the query"
-            own = self._shingles(written)
+            own = self._shingles(text)
             for what, other in known:
                 if (share := jaccard(own, other)) >= self._config.near_duplicate:
                     yield Failure.DUPLICATE, f"{_said(slot)}: {share:.0%} the same as {what}"
