@@ -60,6 +60,8 @@ class VllmEngine:
             )
             if length + self._config.max_tokens <= self._context:
                 fitting.append(place)
+        if not fitting:
+            return answers
         outputs = self._llm.chat(
             [list(requests[place].messages) for place in fitting],
             [self._sampling(requests[place]) for place in fitting],
