@@ -5,7 +5,7 @@ answer for each of its parts, and no more, is a constraint of the database. A pa
 asks for: the whole list, or one level.
 
 SQLite in WAL mode with synchronous=FULL: a committed row survives the process and the machine.
-`benchmarks/ledger.py` compares it with JSON lines and fsync.
+`benchmarks/generation.py` compares it with JSON lines and fsync.
 """
 
 import json
