@@ -19,6 +19,7 @@ from synrank_jax.config_file import to_yaml
 from synrank_jax.config_generation import GenerationConfig
 from synrank_jax.data import beir
 from synrank_jax.errors import UserError
+from synrank_jax.generation.backend import Answer, Request
 from synrank_jax.generation.ledger import FILE, Ledger
 from synrank_jax.generation.lists import read_lists
 
@@ -362,6 +363,29 @@ def test_a_model_judges_over_the_same_protocol(tmp_path: Path):
     assert left
     assert dropped | left == {f"q{number}" for number in range(25)}
     assert not dropped & left
+
+
+def test_what_a_model_says_does_not_reach_a_terminal_unescaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Hostile:
+        width = 1
+
+        async def check(self) -> bool:
+            return True
+
+        async def answer(self, request: Request) -> Answer:
+            return Answer("I'm sorry \x1b[31m \ud83d")  # half of a surrogate pair is no UTF-8
+
+        async def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(generate, "open_backend", lambda config: Hostile())
+    config = small_config(tmp_path, "http://127.0.0.1:9/v1", queries=1)
+    generate.run(config)
+    (failed,) = json_lines(Path(config.output) / "failures.jsonl")
+    assert failed["failure"] == "refused"
+    assert failed["message"] == r"I'm sorry \x1b[31m \ud83d"
 
 
 def test_hostile_queries_and_passages_are_kept_as_they_are(tmp_path: Path):

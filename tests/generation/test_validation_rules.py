@@ -59,6 +59,12 @@ def test_words_are_counted_as_the_audit_counts_them():
     assert broken(A, "- - - - one two").message.startswith("grade 0, passage 1: 2 words")
 
 
+def test_scripts_without_spaces_have_words_too():
+    text = "港は静かだった"  # Japanese: the harbour was quiet
+    assert broken(text, min_words=7) is None
+    assert broken(text, min_words=8).message == "grade 1, passage 1: 7 words, rules.min_words 8"
+
+
 def triples(text: str):
     return shingles(WordHashes().of(words(text)))
 
