@@ -106,9 +106,18 @@ class OpenAIBackend:
     """See `Backend`."""
 
     def __init__(self, config: BackendConfig) -> None:
-        """Takes the key from the environment; nothing is sent yet."""
+        """Take the key from the environment; nothing is sent yet.
+
+        Raises:
+            UserError: no header can hold the key.
+        """
         self._config = config
         key = os.environ.get(config.api_key_env, "")
+        if not (key.isascii() and key.isprintable()):
+            raise UserError(
+                f"backend.api_key_env {config.api_key_env}: the key in this variable has a line "
+                "break or a character that no HTTP header can hold; set it anew"
+            )
         self._secret = key
         self._endpoints = [Endpoint(url, key or "none", config) for url in config.endpoints]
         self._limit_name = "max_tokens"
@@ -133,12 +142,17 @@ class OpenAIBackend:
                     await endpoint.turn()
                     answer = await self._ask(endpoint, request)
             except RequestError as error:
-                retries += error.failure in (Failure.TIMEOUT, Failure.SERVER_ERROR)
-                if retries > self._config.retries or not error.retryable or self._too_long(began):
+                if error.failure is Failure.TIMEOUT:
+                    self._endure(error, self._config.timeout)
+                retries += error.failure is not Failure.RATE_LIMITED
+                told_to_wait = error.failure is Failure.RATE_LIMITED and self._too_long(began)
+                if retries > self._config.retries or not error.retryable or told_to_wait:
                     raise
             except openai.APIConnectionError as error:
                 endpoint.failed()
-                self._endure(began, error)
+                self._endure(error)
+                if self._too_long(began):
+                    raise RequestError(Failure.SERVER_ERROR, self._said(error)) from error
             else:
                 endpoint.failures, self._alive_at = 0, time.monotonic()
                 return answer
@@ -163,16 +177,14 @@ class OpenAIBackend:
     def _too_long(self, since: float) -> bool:
         return time.monotonic() - since > self._config.outage_timeout
 
-    def _endure(self, began: float, error: Exception) -> None:
-        """After a lost connection: go on, unless this has lasted for too long."""
-        if self._too_long(self._alive_at):
+    def _endure(self, error: Exception, waited_s: float = 0.0) -> None:
+        """Go on, unless there was no sign of life for too long, not counting `waited_s`."""
+        if self._too_long(self._alive_at + waited_s):
             most = self._config.outage_timeout
             raise UserError(
                 f"no endpoint of {', '.join(self._config.endpoints)} has answered for {most:g} s "
                 f"({self._said(error)}); the same command goes on when they are back"
             ) from error
-        if self._too_long(began):
-            raise RequestError(Failure.SERVER_ERROR, self._said(error)) from error
 
     async def _ask(self, endpoint: Endpoint, request: Request) -> Answer:
         """One request to one endpoint; a failure of the server makes it rest."""
@@ -180,18 +192,25 @@ class OpenAIBackend:
             async with asyncio.timeout(self._config.timeout):
                 completion = await self._send(endpoint, request)
         except TimeoutError as error:
+            endpoint.failed()
             raise RequestError(
                 Failure.TIMEOUT, f"{endpoint.url}: no answer in {self._config.timeout:g} s", True
             ) from error
         except openai.APIStatusError as error:
             self._alive_at = time.monotonic()
             raise self._classified(endpoint, error) from error
-        except (openai.APIResponseValidationError, json.JSONDecodeError) as error:
-            endpoint.failed()
+        except (openai.APIResponseValidationError, ValueError, RecursionError) as error:
+            endpoint.failed()  # not JSON, not UTF-8, or nested without end
             raise RequestError(
                 Failure.SERVER_ERROR, f"{endpoint.url}: {self._said(error)}", True
             ) from error
-        return self._read(endpoint, completion)
+        try:
+            return _answer(completion)
+        except (AttributeError, LookupError, TypeError) as error:
+            endpoint.failed()
+            raise RequestError(
+                Failure.SERVER_ERROR, f"{endpoint.url}: not a chat completion", True
+            ) from error
 
     async def _send(self, endpoint: Endpoint, request: Request) -> Any:
         config = self._config
@@ -208,23 +227,6 @@ class OpenAIBackend:
             temperature=config.temperature,
             top_p=config.top_p,
             **options,
-        )
-
-    def _read(self, endpoint: Endpoint, completion: Any) -> Answer:
-        # A server may leave out anything; the client does not check.
-        choices: Any = getattr(completion, "choices", None)
-        if not choices or not choices[0].message:
-            endpoint.failed()
-            raise RequestError(Failure.SERVER_ERROR, f"{endpoint.url}: no choices", True)
-        message = choices[0].message
-        usage = getattr(completion, "usage", None)
-        refusal = getattr(message, "refusal", None)
-        return Answer(
-            text=THOUGHT.sub("", refusal or message.content or ""),
-            cut=choices[0].finish_reason == "length",
-            refusal=bool(refusal) or choices[0].finish_reason == "content_filter",
-            prompt_tokens=getattr(usage, "prompt_tokens", 0) or 0,
-            completion_tokens=getattr(usage, "completion_tokens", 0) or 0,
         )
 
     def _classified(self, endpoint: Endpoint, error: openai.APIStatusError) -> Exception:
@@ -267,7 +269,7 @@ class OpenAIBackend:
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             said = f"{endpoint.url}: {error.status_code}: {self._said(error)}"
             raise self._refused_key(endpoint, said) from error
-        except (openai.APIError, json.JSONDecodeError, AttributeError, TypeError):
+        except (openai.APIError, ValueError, AttributeError, TypeError):
             names = []  # Some servers do not list their models: the first request will tell.
         # The list is no proof: some servers list what they could load, not what they have loaded.
         try:
@@ -295,7 +297,8 @@ class OpenAIBackend:
             if "max_completion_tokens" in error.message and self._limit_name == "max_tokens":
                 self._limit_name = "max_completion_tokens"  # hosted reasoning models
                 return await self._probe(endpoint, request)
-            if error.retryable and repeats < self._config.retries:
+            again = error.retryable and error.failure is not Failure.TIMEOUT
+            if again and repeats < self._config.retries:
                 await asyncio.sleep(_wait_s(repeats + 1))
                 return await self._probe(endpoint, request, repeats + 1)
             if request.schema is not None and not error.retryable:
@@ -316,8 +319,30 @@ class OpenAIBackend:
         said = str(cause or error)
         if isinstance(error, openai.APIStatusError) and said == f"Error code: {error.status_code}":
             said = f"{said} - {error.response.text}"  # errors of another form, as FastAPI's
-        said = " ".join(said.split())[:500] or type(error).__name__
-        return said.replace(self._secret, "***") if self._secret else said
+        said = " ".join(said.split()) or type(error).__name__
+        return (said.replace(self._secret, "***") if self._secret else said)[:500]
+
+
+def _answer(completion: Any) -> Answer:
+    """What a completion says.
+
+    Raises:
+        AttributeError, LookupError, TypeError: it is none; the client does not check.
+    """
+    choice, usage = completion.choices[0], getattr(completion, "usage", None)
+    refusal = getattr(choice.message, "refusal", None)
+    return Answer(
+        text=THOUGHT.sub("", refusal or choice.message.content or ""),
+        cut=choice.finish_reason == "length",
+        refusal=bool(refusal) or choice.finish_reason == "content_filter",
+        prompt_tokens=_tokens(usage, "prompt_tokens"),
+        completion_tokens=_tokens(usage, "completion_tokens"),
+    )
+
+
+def _tokens(usage: Any, name: str) -> int:
+    count = getattr(usage, name, None)
+    return count if isinstance(count, int) and 0 <= count < 2**31 else 0
 
 
 def _wait_s(number: int) -> float:

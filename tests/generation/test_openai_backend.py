@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 import socket
 import time
 
@@ -114,6 +115,60 @@ def test_a_fault_that_stays_fails_after_the_retries(fault: str):
     assert error.message.startswith(url)
 
 
+def completion(message: object) -> bytes:
+    return json.dumps({"choices": [{"finish_reason": "stop", "message": message}]}).encode()
+
+
+NO_COMPLETIONS = {
+    "not UTF-8": b'{"choices": "\xff"}',
+    "nested without end": b"[" * 100_000,
+    "a list": b"[1, 2]",
+    "no choices": b'{"choices": []}',
+    "null as choice": b'{"choices": [null]}',
+    "choices by name": b'{"choices": {"a": 1}}',
+    "null as message": completion(None),
+    "content in parts": completion({"content": [{"type": "text", "text": "hi"}]}),
+}
+
+
+@pytest.mark.parametrize("body", NO_COMPLETIONS.values(), ids=NO_COMPLETIONS)
+def test_what_is_no_completion_is_a_server_error(body: bytes):
+    async def handler(_: web.Request) -> web.Response:
+        return web.Response(body=body, content_type="application/json")
+
+    with answering(handler) as url:
+        (error,) = ask(config(url, retries=0), request())
+    assert isinstance(error, RequestError)
+    assert (error.failure, error.retryable) == (Failure.SERVER_ERROR, True)
+
+
+@pytest.mark.parametrize("count", ["5", 5.5, -1, 10**30, None])
+def test_token_counts_that_are_none_count_nothing(count: object):
+    async def handler(_: web.Request) -> web.Response:
+        body = json.loads(completion({"content": "hi"}))
+        return web.json_response(body | {"usage": {"prompt_tokens": count}})
+
+    with answering(handler) as url:
+        (answer,) = ask(config(url), request())
+    assert answer == Answer("hi")
+
+
+def test_a_timeout_is_retried_however_long_it_took():
+    with scripted("--faults", "1", "--classes", "hangs") as one, scripted() as two:
+        settings = config(one, two, timeout=0.4, outage_timeout=0.3)
+        (answer,) = ask(settings, request())
+        assert counts(one) == {"hangs": 1}
+    assert isinstance(answer, Answer)
+
+
+def test_servers_that_accept_and_never_answer_stop_the_run():
+    with scripted("--faults", "1", "--classes", "hangs") as url:
+        (error,) = ask(config(url, timeout=0.3, outage_timeout=0.2, retries=9), request())
+        assert counts(url)["hangs"] in (2, 3)
+    assert isinstance(error, UserError)
+    assert "no endpoint" in str(error)
+
+
 @pytest.mark.parametrize("fault", ["429", "dropped"])
 def test_a_fault_that_passes_is_waited_out(fault: str):
     with scripted("--faults", "1", "--classes", fault) as url:
@@ -181,6 +236,20 @@ def test_the_key_is_never_shown(check: bool, monkeypatch: pytest.MonkeyPatch):
     assert "sk-very-secret" not in str(error)
     assert "***" in str(error)
     assert "OPENAI_API_KEY holds a key that the server refuses" in str(error)
+
+
+def test_a_key_that_is_cut_off_in_a_message_is_not_shown(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    with answering(reply(418, message="x" * 475 + "sk-very-secret")) as url:
+        (error,) = ask(config(url), request())
+    assert re.search("xxx.*[*]$", error.message)
+
+
+def test_a_key_with_a_line_break_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret\n")
+    with pytest.raises(UserError, match=r"OPENAI_API_KEY: .* line break") as told:
+        OpenAIBackend(config("http://localhost:1/v1"))
+    assert "sk-secret" not in str(told.value)
 
 
 def test_the_key_comes_from_the_named_variable(monkeypatch: pytest.MonkeyPatch):
