@@ -5,7 +5,7 @@ answer for each of its parts, and no more, is a constraint of the database. A pa
 asks for: the whole list, or one level.
 
 SQLite in WAL mode with synchronous=FULL: a committed row survives the process and the machine.
-`benchmarks/ledger.py` compares it with JSON lines and fsync.
+`benchmarks/generation.py` compares it with JSON lines and fsync.
 """
 
 import json
@@ -132,7 +132,8 @@ class Ledger:
     def claim(self, identity: dict[str, Any]) -> None:
         """Say in a new ledger what its answers are answers to."""
         rows = [(name, json.dumps(value)) for name, value in identity.items()]
-        self._db.executemany("INSERT INTO identity VALUES (?, ?)", rows)
+        with self._transaction():
+            self._db.executemany("INSERT INTO identity VALUES (?, ?)", rows)
 
     def set_queries(self, queries: Iterable[tuple[object, Query]]) -> None:
         """Set which queries the run is about, in order; answers of others are kept, but not used.

@@ -34,6 +34,12 @@ def unfinished(ledger: Ledger, parts: int = 1) -> list[str]:
     return [query.query_id for query in ledger.unfinished(parts)]
 
 
+def test_a_claim_that_ends_half_way_claims_nothing(ledger: Ledger):
+    with pytest.raises(UnicodeEncodeError):
+        ledger.claim({"model": "a", "\ud800": "b"})
+    assert ledger.identity() == {}
+
+
 def test_a_second_valid_answer_is_impossible(ledger: Ledger):
     ledger.add(row("a", 0))
     ledger.flush()
