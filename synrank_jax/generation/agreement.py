@@ -135,7 +135,7 @@ def measure(
             grade: tuple(round(float(value), 4) for value in np.percentile(found, PERCENTILES))
             for grade, found in sorted(scores.items())
         },
-        failures=dict(failures),
+        failures=dict(sorted(failures.items())),
     )
 
 

@@ -141,9 +141,7 @@ class Writer:
                 written = self._read(answer, query, slots, before, examples)
                 passages = json.dumps(written, ensure_ascii=False)
             except (RequestError, UnreadableError) as error:
-                # Half of a surrogate pair, which UTF-8 and so the ledger cannot hold, is escaped.
-                message = error.message.encode(errors="backslashreplace").decode()
-                failure = error.failure
+                failure, message = error.failure, _printable(error.message)
             self._ledger.add(
                 Row(
                     query.query_id,
@@ -193,6 +191,11 @@ class Writer:
                 "backend.structured to delimiters if the server ignores schemas; `--status` counts "
                 "the failures"
             )
+
+
+def _printable(text: str) -> str:
+    """A text that a terminal and UTF-8 can take, whatever a model or server has said."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def parts_of(config: GenerationConfig) -> list[list[LevelConfig]]:
