@@ -4,8 +4,8 @@
 
 lists: the whole command, start to last output file, against the scripted server of the tests, which
 answers at once (60 words a passage) on the same cores; with the shipped web prompt, every passage
-recognised as English, and 64 requests under way. The rate is that of the bar: without start-up, with writing the output. Memory is sampled
-once a second; --queries 200000 shows whether it grows.
+recognised as English, and 64 requests under way. The rate is that of the bar: without start-up,
+with writing the output. Memory is sampled once a second; --queries 200000 shows whether it grows.
 ledger: rows of 3 kB committed in batches of 25 (a tenth of a second at 250 lists/s) by SQLite in
 WAL mode with synchronous FULL (the ledger) and NORMAL, and by JSON lines with fsync; the SQLite
 sides keep their index, the JSON lines side must be read whole at every start.

@@ -174,7 +174,7 @@ class RulesConfig(Section):
     attempts: PositiveInt = 4
     """Answers asked for, each with a seed of its own, until one is valid."""
     min_words: PositiveInt = 20
-    """A passage with fewer is too short."""
+    """A passage with fewer is too short. Each Chinese character or Japanese kana is a word."""
     max_words: PositiveInt = 600
     """A passage with more is too long."""
     near_duplicate: Annotated[float, Field(gt=0, le=1)] = 0.7

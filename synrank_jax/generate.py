@@ -2,8 +2,8 @@
 
     python -m synrank_jax.generate --config configs/generation/scientific.yaml
     python -m synrank_jax.generate --config configs/generation/scientific.yaml --status
-    python -m synrank_jax.generate --audit runs/generated/scientific
-    python -m synrank_jax.generate --filter runs/generated/scientific --drop ... --output FOLDER
+    python -m synrank_jax.generate --audit runs/generated/cranfield
+    python -m synrank_jax.generate --filter runs/generated/cranfield --drop ... --output FOLDER
 
 The first writes a ledger into the output folder while it works, and in the end lists.jsonl and the
 same in BEIR layout (corpus.jsonl, queries.jsonl, qrels/train.tsv), ready for `prepare`. It may be
@@ -159,14 +159,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line of `python -m synrank_jax.generate`."""
     parser = _parser()
     args = parser.parse_args(argv)
+    if sum(map(bool, (args.config, args.audit, args.filter))) != 1:
+        parser.error("give one of --config, --audit and --filter")
+    if args.config and args.output:
+        parser.error("--output is of --audit and --filter; with --config, --set output=FOLDER")
     if args.audit:
         audit(args, open_backend)
         return None
     if args.filter:
         filter_lists(args)
         return None
-    if not args.config:
-        parser.error("give --config, --audit or --filter")
     config = parsed_section(GenerationConfig, args)
     if args.status or args.write:
         return _read(config, args.write)

@@ -22,7 +22,7 @@ from audit_commands import (
 )
 from planted_lists import GRADES, clean_lists, with_text, words_of, write_collection, write_jsonl
 
-from synrank_jax import lists_audit
+from synrank_jax import generate, lists_audit
 from synrank_jax.errors import UserError
 from synrank_jax.generation.backend import Answer, Request
 from synrank_jax.generation.checks import Sample
@@ -237,3 +237,18 @@ def test_judge_needs_the_levels_of_the_lists(tmp_path: Path) -> None:
     config = judge_config(tmp_path, levels=levels)
     with pytest.raises(UserError, match=r"grades \[0, 1\], but passage 'q0_l_3' has grade 3"):
         audit(folder, "--judge", config, open_backend=lambda config: Unused())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "give one of --config, --audit and --filter"),
+        (["--audit", "a", "--filter", "b"], "give one of --config, --audit and --filter"),
+        (["--config", "a.yaml", "--output", "b"], "--set output=FOLDER"),
+    ],
+    ids=["none", "two", "output"],
+)
+def test_options_that_do_not_fit(options: list, said: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        generate.main(options)
+    assert said in capsys.readouterr().err
