@@ -58,6 +58,7 @@ HOSTILE = {
     "key": (Answer(json.dumps({HALF: "x"})), Failure.WRONG_LEVELS),
     "server": (RequestError(Failure.SERVER_ERROR, f"bad {HALF}"), Failure.SERVER_ERROR),
     "nested": (Answer('{"grade_3_passage_1": ' + "[" * 100_000 + "}"), Failure.MALFORMED),
+    "escape": (Answer("I'm sorry \x1b[2J"), Failure.REFUSED),
     "control": (Answer("\x00\x1b[2J"), Failure.MALFORMED),
 }
 
@@ -67,6 +68,7 @@ def test_whatever_comes_is_recorded_and_the_next_attempt_made(name: str, tmp_pat
     hostile, failure = HOSTILE[name]
     (first, second) = rows_of(tmp_path, [hostile, Answer("")], attempts=2)
     assert (first.failure, second.failure) == (failure, Failure.MALFORMED)
+    assert first.message.isprintable()  # a terminal may get to see it
     if HALF in (hostile.text if isinstance(hostile, Answer) else hostile.message):
         assert "\\ud800" in first.message
 
