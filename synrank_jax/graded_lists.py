@@ -9,8 +9,8 @@ from synrank_jax.data import beir
 from synrank_jax.data.lines import existing_file, identifier, member, read_objects
 from synrank_jax.errors import UserError
 from synrank_jax.files import file_sha256
-from synrank_jax.generation.contamination import Target
-from synrank_jax.generation.findings import Finding, Kind
+from synrank_jax.generation.audit.contamination import Target
+from synrank_jax.generation.audit.findings import Finding, Kind
 from synrank_jax.generation.lists import Passage, RankingContext, context_of
 from synrank_jax.generation.output import LISTS_FILE
 from synrank_jax.hub import collection_folder

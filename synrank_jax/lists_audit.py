@@ -19,17 +19,14 @@ from synrank_jax.data.lines import existing_file
 from synrank_jax.encoders import Encoder, named_encoder
 from synrank_jax.errors import UserError
 from synrank_jax.files import atomic_write, file_sha256, write_text
-from synrank_jax.generation import agreement, filters, leakage
-from synrank_jax.generation.agreement import Agreement, Regraded
-from synrank_jax.generation.backend import Backend
-from synrank_jax.generation.checks import Checks, Sample
-from synrank_jax.generation.duplicates import load_rensa
-from synrank_jax.generation.findings import Collector, Finding, Kind
-from synrank_jax.generation.judge import judge_lists
-from synrank_jax.generation.lists import RankingContext
-from synrank_jax.generation.output import LISTS_FILE, json_line, make_folder
-from synrank_jax.generation.report import page
-from synrank_jax.generation.summary import (
+from synrank_jax.generation.audit import agreement, filters, leakage
+from synrank_jax.generation.audit.agreement import Agreement, Regraded
+from synrank_jax.generation.audit.checks import Checks, Sample
+from synrank_jax.generation.audit.duplicates import load_rensa
+from synrank_jax.generation.audit.findings import Collector, Finding, Kind
+from synrank_jax.generation.audit.judge import judge_lists
+from synrank_jax.generation.audit.report import page
+from synrank_jax.generation.audit.summary import (
     AUDIT_FILE,
     FINDINGS_FILE,
     REGRADES_FILE,
@@ -38,6 +35,9 @@ from synrank_jax.generation.summary import (
     Shape,
     summary_text,
 )
+from synrank_jax.generation.backend import Backend
+from synrank_jax.generation.lists import RankingContext
+from synrank_jax.generation.output import LISTS_FILE, json_line, make_folder
 from synrank_jax.graded_lists import (
     TRAIN,
     Lists,

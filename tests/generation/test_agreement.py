@@ -4,7 +4,7 @@ import pytest
 from planted_lists import clean_lists
 from scipy.stats import kendalltau
 
-from synrank_jax.generation.agreement import (
+from synrank_jax.generation.audit.agreement import (
     Agreement,
     Regraded,
     disagreements,
@@ -12,7 +12,7 @@ from synrank_jax.generation.agreement import (
     ranks_as_grades,
     tau_b,
 )
-from synrank_jax.generation.findings import Kind
+from synrank_jax.generation.audit.findings import Kind
 
 
 def regraded(*grades: tuple[int | None, ...]) -> list[Regraded]:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 import pytest
 from planted_lists import clean_lists, with_text, words_of
 
-from synrank_jax.generation.contamination import NEAR_EQUAL, Evaluation, NearEqual, Target
-from synrank_jax.generation.findings import Finding, Kind
+from synrank_jax.generation.audit.contamination import NEAR_EQUAL, Evaluation, NearEqual, Target
+from synrank_jax.generation.audit.findings import Finding, Kind
 from synrank_jax.generation.lists import RankingContext
 from synrank_jax.generation.ngrams import WordHashes, words
 

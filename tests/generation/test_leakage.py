@@ -3,8 +3,8 @@ import random
 import pytest
 from planted_lists import clean_lists, with_text, words_of
 
-from synrank_jax.generation import leakage
-from synrank_jax.generation.leakage import LENGTH, OPENING, OVERLAP, Leakage
+from synrank_jax.generation.audit import leakage
+from synrank_jax.generation.audit.leakage import LENGTH, OPENING, OVERLAP, Leakage
 from synrank_jax.generation.lists import RankingContext
 
 

@@ -23,8 +23,8 @@ from synrank_jax import lists_audit
 from synrank_jax.config_generation import BackendConfig
 from synrank_jax.data import beir
 from synrank_jax.errors import UserError
+from synrank_jax.generation.audit.findings import Kind
 from synrank_jax.generation.backend import Answer, Backend, Request
-from synrank_jax.generation.findings import Kind
 from synrank_jax.generation.lists import RankingContext
 
 

@@ -1,10 +1,10 @@
 import pytest
 from planted_lists import clean_lists, with_text
 
-from synrank_jax.generation.findings import Finding, Kind
+from synrank_jax.generation.audit.findings import Finding, Kind
+from synrank_jax.generation.audit.schema import schema_findings, text_findings
 from synrank_jax.generation.lists import RankingContext
 from synrank_jax.generation.ngrams import words
-from synrank_jax.generation.schema import schema_findings, text_findings
 
 FILLER = (
     " of wings that were measured in three tunnels over many years and later compared with what "

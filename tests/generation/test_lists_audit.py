@@ -24,11 +24,11 @@ from planted_lists import GRADES, clean_lists, with_text, words_of, write_collec
 
 from synrank_jax import generate, lists_audit
 from synrank_jax.errors import UserError
+from synrank_jax.generation.audit.checks import Sample
+from synrank_jax.generation.audit.findings import Kind
+from synrank_jax.generation.audit.summary import ListsAudit
 from synrank_jax.generation.backend import Answer, Request
-from synrank_jax.generation.checks import Sample
-from synrank_jax.generation.findings import Kind
 from synrank_jax.generation.lists import RankingContext
-from synrank_jax.generation.summary import ListsAudit
 
 
 @pytest.fixture

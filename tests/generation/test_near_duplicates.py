@@ -4,8 +4,8 @@ from itertools import count
 import pytest
 from planted_lists import clean_lists, with_text, words_of
 
-from synrank_jax.generation.duplicates import NEAR, Signatures, Verifier, within_list
-from synrank_jax.generation.findings import Finding, Kind
+from synrank_jax.generation.audit.duplicates import NEAR, Signatures, Verifier, within_list
+from synrank_jax.generation.audit.findings import Finding, Kind
 from synrank_jax.generation.lists import RankingContext
 from synrank_jax.generation.ngrams import WordHashes, words
 

@@ -8,11 +8,16 @@ from typing import Any
 
 from synrank_jax.errors import UserError
 from synrank_jax.files import atomic_write, file_sha256, write_text
-from synrank_jax.generation.agreement import Regrader
-from synrank_jax.generation.findings import Finding, Kind, finding_of
+from synrank_jax.generation.audit.agreement import Regrader
+from synrank_jax.generation.audit.findings import Finding, Kind, finding_of
+from synrank_jax.generation.audit.summary import (
+    AUDIT_FILE,
+    FINDINGS_FILE,
+    REGRADES_FILE,
+    ListsAudit,
+)
 from synrank_jax.generation.lists import RankingContext
 from synrank_jax.generation.output import json_line, make_folder, write_lists
-from synrank_jax.generation.summary import AUDIT_FILE, FINDINGS_FILE, REGRADES_FILE, ListsAudit
 
 DROPPED_FILE = "dropped.jsonl"
 FILTER_FILE = "filter.json"

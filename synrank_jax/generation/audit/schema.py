@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from synrank_jax.config_generation import RulesConfig
-from synrank_jax.generation.findings import Finding, Kind, excerpt
+from synrank_jax.generation.audit.findings import Finding, Kind, excerpt
 from synrank_jax.generation.lists import Passage, RankingContext
 
 FEWEST_QUERY_WORDS = 4

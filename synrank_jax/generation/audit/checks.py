@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from synrank_jax.generation import duplicates, schema
-from synrank_jax.generation.contamination import Evaluation, Target
-from synrank_jax.generation.findings import Finding, Kind
+from synrank_jax.generation.audit import duplicates, schema
+from synrank_jax.generation.audit.contamination import Evaluation, Target
+from synrank_jax.generation.audit.findings import Finding, Kind
 from synrank_jax.generation.lists import RankingContext
 from synrank_jax.generation.ngrams import WordHashes, words
 

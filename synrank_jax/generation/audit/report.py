@@ -11,12 +11,12 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from synrank_jax.generation.agreement import Agreement
-from synrank_jax.generation.audit_plots import NewFigure, agreement_plot, leakage_plot
-from synrank_jax.generation.contamination import FEWEST_RUNS, RUN
-from synrank_jax.generation.findings import MEANING, Finding, Kind
-from synrank_jax.generation.leakage import Chance, Leakage
-from synrank_jax.generation.summary import ListsAudit
+from synrank_jax.generation.audit.agreement import Agreement
+from synrank_jax.generation.audit.contamination import FEWEST_RUNS, RUN
+from synrank_jax.generation.audit.findings import MEANING, Finding, Kind
+from synrank_jax.generation.audit.leakage import Chance, Leakage
+from synrank_jax.generation.audit.plots import NewFigure, agreement_plot, leakage_plot
+from synrank_jax.generation.audit.summary import ListsAudit
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _NEEDS = {

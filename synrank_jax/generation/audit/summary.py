@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from synrank_jax.config_section import Section
-from synrank_jax.generation.agreement import Agreement
-from synrank_jax.generation.findings import MEANING, Kind
-from synrank_jax.generation.leakage import LENGTH, OPENING, OVERLAP, Leakage
+from synrank_jax.generation.audit.agreement import Agreement
+from synrank_jax.generation.audit.findings import MEANING, Kind
+from synrank_jax.generation.audit.leakage import LENGTH, OPENING, OVERLAP, Leakage
 
 AUDIT_FILE = "audit.json"
 FINDINGS_FILE = "findings.jsonl"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from synrank_jax.generation.findings import Finding, Kind, excerpt
+from synrank_jax.generation.audit.findings import Finding, Kind, excerpt
 from synrank_jax.generation.lists import RankingContext
 from synrank_jax.generation.ngrams import Hashes, WordHashes, ngrams, words
 

@@ -4,8 +4,8 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-from synrank_jax.generation.agreement import PERCENTILES, Agreement
-from synrank_jax.generation.leakage import Chance, Leakage
+from synrank_jax.generation.audit.agreement import PERCENTILES, Agreement
+from synrank_jax.generation.audit.leakage import Chance, Leakage
 
 NewFigure = Callable[[float, float], Any]
 """Empty figure of a width and a height in inches: `synrank_jax.plots.new_figure`."""

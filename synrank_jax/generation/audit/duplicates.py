@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from synrank_jax.config_generation import RulesConfig
 from synrank_jax.errors import UserError
-from synrank_jax.generation.findings import Finding, Kind, excerpt
+from synrank_jax.generation.audit.findings import Finding, Kind, excerpt
 from synrank_jax.generation.lists import RankingContext
 from synrank_jax.generation.ngrams import Hashes, jaccard, shingles, whole
 

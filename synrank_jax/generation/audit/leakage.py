@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synrank_jax.config_section import Section
-from synrank_jax.generation.agreement import PERCENTILES
+from synrank_jax.generation.audit.agreement import PERCENTILES
 from synrank_jax.generation.lists import RankingContext
 from synrank_jax.generation.ngrams import words
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from synrank_jax.config_section import Section
-from synrank_jax.generation.findings import Finding, Kind
+from synrank_jax.generation.audit.findings import Finding, Kind
 from synrank_jax.generation.lists import RankingContext
 
 Regrader = Literal["judge", "encoder"]
