@@ -16,7 +16,7 @@ from synrank_jax.generation.audit.agreement import Regraded
 from synrank_jax.generation.backend import Backend, Failure, Request, RequestError
 from synrank_jax.generation.lists import Passage, RankingContext
 
-_PROMPT = Path(__file__).parents[1] / "prompts" / "judge.yaml"
+_PROMPT = Path(__file__).parent / "judge.yaml"
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 _GRADE = re.compile(r"""\bgrade\b["'*]*\s*(?:[:=]|is)\s*["'*]*(\d{1,9})\b""", re.IGNORECASE)
 _NUMBER = re.compile(r"\W*(\d{1,9})\W*")
