@@ -154,12 +154,14 @@ class BackendConfig(Section):
 
     @model_validator(mode="after")
     def _endpoints_fit(self) -> Self:
+        if not self.api_key_env.isidentifier():  # perhaps the key itself: not shown
+            raise ValueError("api_key_env: give the name of an environment variable, not a key")
         if self.kind == "openai" and not self.endpoints:
             raise ValueError("endpoints: give at least one, such as http://localhost:8000/v1")
         if self.kind != "openai" and self.endpoints:
             raise ValueError(f"endpoints: kind {self.kind} runs in this process; leave them out")
         for endpoint in self.endpoints:
-            if "@" in endpoint:  # first of all: no other message may show it
+            if "@" in endpoint or "?" in endpoint:  # first of all: no other message may show it
                 raise ValueError("endpoints: no names or keys in addresses; see api_key_env")
             if not endpoint.startswith(("http://", "https://")):
                 raise ValueError(f"endpoints: {endpoint!r} must begin with http:// or https://")

@@ -49,6 +49,14 @@ REFUSED = {
         {"backend": {"model": "m", "endpoints": ["me:key@host/v1"]}},
         "no names or keys in addresses",
     ),
+    "key in the query": (
+        {"backend": {"model": "m", "endpoints": ["http://host/v1?key=me:key"]}},
+        "no names or keys in addresses",
+    ),
+    "key for its name": (
+        {"backend": GOOD["backend"] | {"api_key_env": "sk-me:key"}},
+        "give the name of an environment variable",
+    ),
     "no address": ({"backend": {"model": "m", "endpoints": ["host:80"]}}, "must begin with http"),
     "twice": ({"backend": {"model": "m", "endpoints": ["http://a", "http://a"]}}, "written twice"),
     "local": (

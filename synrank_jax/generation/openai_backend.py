@@ -32,10 +32,11 @@ PROBE_SCHEMA = {
     "required": ["answer"],
     "additionalProperties": False,
 }
+# It asks for a sentence: JSON comes back only where the schema is enforced.
 PROBE = Request(
     messages=(
         {"role": "system", "content": "You are asked whether you are ready."},
-        {"role": "user", "content": 'Answer with the JSON object {"answer": "ready"}.'},
+        {"role": "user", "content": "Are you ready? Answer in one short sentence."},
     ),
     schema=PROBE_SCHEMA,
     seed=0,

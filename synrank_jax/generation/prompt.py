@@ -74,7 +74,7 @@ class Prompt:
 
     Attributes:
         hash: SHA-256, in hexadecimal, of the prompt file, the examples, the levels, the prompt
-            section, the answer format and the sampling settings.
+            section, all of them as they are rendered, and the sampling settings.
     """
 
     def __init__(
@@ -91,16 +91,14 @@ class Prompt:
         self.examples = tuple(examples)
         self._file, self._prompt, self._seed = file, config.prompt, config.seed
         sampling = BackendConfig.model_fields.keys() & {"temperature", "top_p", "max_tokens"}
+        drawn = Draws(self._prompt.words[0], self._prompt.difficulties[0], self.examples)
         self.hash = _hash(
             {
                 "file": file.model_dump(mode="json", exclude={"description"}),
                 "levels": [level.model_dump(mode="json") for level in self.levels],
                 "prompt": config.prompt.model_dump(mode="json", exclude={"template", "examples"}),
                 "examples": [example.record() for example in self.examples],
-                "said": [
-                    output_format.instruction(slots_of(self.levels), file.titles),
-                    EXAMPLES_SAID,
-                ],
+                "rendered": self.messages("", drawn, self.levels),
                 "sampling": config.backend.model_dump(mode="json", include=sampling),
             }
         )

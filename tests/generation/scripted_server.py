@@ -62,7 +62,7 @@ class Script:
             return web.json_response({"error": {"message": "no such model"}}, status=404)
         prompt, seed = asked["messages"][-1]["content"], asked.get("seed")
         key = digest(prompt, seed)
-        fault = "" if '{"answer": "ready"}' in prompt else self.fault(key)  # not of the check
+        fault = "" if prompt.startswith("Are you ready?") else self.fault(key)  # not of the check
         if fault in ONCE and key in self.seen:
             fault = ""
         self.seen.add(key)
