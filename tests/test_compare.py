@@ -326,6 +326,7 @@ def test_two_processes_do_not_share_an_output_folder(desk: Desk):
         desk.main()
 
 
+@pytest.mark.slow
 def test_detached_it_says_where_log_and_table_are(real_desk: Desk, capsys, monkeypatch):
     started = []
 

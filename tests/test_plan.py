@@ -264,6 +264,7 @@ def test_remedies_that_cannot_help_are_not_compiled(
     assert len(settings) <= MOST_COMPILED
 
 
+@pytest.mark.slow
 def test_a_step_without_a_program_says_which_setting_gives_one(
     tiny: Config,
     tmp_path: Path,

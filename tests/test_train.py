@@ -178,7 +178,10 @@ def test_training_lowers_the_loss(tiny_config: Config, tmp_path: Path):
 @pytest.mark.parametrize(
     "loss",
     [
-        {"gaussian_wasserstein": 1.0, "gaussian_paired": 1.0, "in_batch_grade": 0.0},
+        pytest.param(
+            {"gaussian_wasserstein": 1.0, "gaussian_paired": 1.0, "in_batch_grade": 0.0},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             {
                 "gaussian_wasserstein": 1.0,
@@ -235,6 +238,7 @@ def test_a_learnable_temperature_is_trained_logged_saved_and_resumed(
     checkpoint_encoder(run, batch_size=2).encode(["bal"], "query")  # it is no weight of the encoder
 
 
+@pytest.mark.slow
 def test_without_learning_the_temperature_is_that_of_the_configuration(
     tiny_config: Config, tmp_path: Path
 ):

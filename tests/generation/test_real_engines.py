@@ -78,6 +78,7 @@ def test_lists_from_transformers_serve(
 SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
 
 
+@pytest.mark.slow
 def test_the_official_client_meets_the_engine(transformers_serve: str, tiny_llm_folder: Path):
     """What the OpenAI backend relies on, and what this server makes of it."""
 
