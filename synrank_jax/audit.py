@@ -16,8 +16,7 @@ from synrank_jax.cli import config_parser, parsed_config, run_command
 from synrank_jax.config import Config
 from synrank_jax.config_section import Section
 from synrank_jax.engine.audit import IN_BATCH, Measurements, measure
-from synrank_jax.errors import UserError
-from synrank_jax.files import write_text
+from synrank_jax.files import make_folder, write_text
 from synrank_jax.plots import new_figure, save_png
 
 # A loss that moves by less than this share of itself when lists change owners does not see owners.
@@ -145,10 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = Path(args.output) if args.output else Path("runs") / "audit" / Path(args.config).stem
     new_figure(1, 1)  # better missing now than after the encoding
     audit = run(config, args.batches)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot be written ({error})") from error
+    make_folder(output, "--output")
     text = audit_text(audit)
     write_text(output / "audit.txt", text)
     write_text(output / "audit.json", audit.model_dump_json(indent=2) + "\n")

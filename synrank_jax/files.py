@@ -67,6 +67,18 @@ def locked(folder: Path, field: str) -> Iterator[None]:
         yield
 
 
+def make_folder(folder: Path, field: str) -> None:
+    """Make a folder; `field` names what asked for it in errors.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{field} {folder}: cannot be written ({error.strerror})") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """`atomic_write` of a whole text in UTF-8."""
     with atomic_write(path) as file:

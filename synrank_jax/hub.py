@@ -27,14 +27,8 @@ def model_folder(path: str, revision: str | None = None, *, weights: bool = True
     """
     if path.startswith("bundled:"):
         return _bundled_model(path.removeprefix("bundled:"))
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise UserError(
-            f"model.path {path!r}: no such folder, and not a hub id of the form owner/name"
-        )
-    return _download(path, revision, HUB_PATTERNS if weights else HUB_SETTINGS)
+    patterns = HUB_PATTERNS if weights else HUB_SETTINGS
+    return _local_or_downloaded(path, revision, patterns, "model.path")
 
 
 def causal_model_folder(path: str) -> Path:
@@ -43,14 +37,8 @@ def causal_model_folder(path: str) -> Path:
     Raises:
         UserError: it is neither, or the hub cannot be reached.
     """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise UserError(
-            f"backend.model {path!r}: no such folder, and not a hub id of the form owner/name"
-        )
-    return _download(path, None, (*HUB_PATTERNS, "*.jinja"), "backend.model")  # chat templates
+    patterns = (*HUB_PATTERNS, "*.jinja")  # chat templates
+    return _local_or_downloaded(path, None, patterns, "backend.model")
 
 
 def collection_folder(path: str, field: str) -> Path:
@@ -86,9 +74,20 @@ def _bundled_model(name: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / sub_folder
 
 
-def _download(
-    repo_id: str, revision: str | None, patterns: tuple[str, ...], field: str = "model.path"
+def _local_or_downloaded(
+    path: str, revision: str | None, patterns: tuple[str, ...], field: str
 ) -> Path:
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise UserError(
+            f"{field} {path!r}: no such folder, and not a hub id of the form owner/name"
+        )
+    return _download(path, revision, patterns, field)
+
+
+def _download(repo_id: str, revision: str | None, patterns: tuple[str, ...], field: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:

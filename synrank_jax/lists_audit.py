@@ -18,7 +18,7 @@ from synrank_jax.data import beir
 from synrank_jax.data.lines import existing_file
 from synrank_jax.encoders import Encoder, named_encoder
 from synrank_jax.errors import UserError
-from synrank_jax.files import atomic_write, file_sha256, write_text
+from synrank_jax.files import atomic_write, file_sha256, make_folder, write_text
 from synrank_jax.generation.audit import agreement, filters, leakage
 from synrank_jax.generation.audit.agreement import Agreement, Regraded
 from synrank_jax.generation.audit.checks import Checks, Sample
@@ -37,7 +37,7 @@ from synrank_jax.generation.audit.summary import (
 )
 from synrank_jax.generation.backend import Backend
 from synrank_jax.generation.lists import RankingContext
-from synrank_jax.generation.output import LISTS_FILE, json_line, make_folder
+from synrank_jax.generation.output import LISTS_FILE, json_line
 from synrank_jax.graded_lists import (
     TRAIN,
     Lists,

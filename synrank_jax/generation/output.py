@@ -6,24 +6,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from synrank_jax.errors import UserError
-from synrank_jax.files import atomic_write
+from synrank_jax.files import atomic_write, make_folder
 from synrank_jax.generation.lists import RankingContext
 
 LISTS_FILE = "lists.jsonl"
 SPLIT = "train"
-
-
-def make_folder(folder: Path, option: str) -> None:
-    """Make a folder that an option names.
-
-    Raises:
-        UserError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{option} {folder}: cannot be written ({error.strerror})") from error
 
 
 def write_lists(folder: Path, contexts: Iterable[RankingContext]) -> int:

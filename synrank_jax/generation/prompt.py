@@ -22,18 +22,9 @@ from synrank_jax.generation.lists import RankingContext, read_lists
 BUNDLED = "bundled:"
 FOLDER = Path(__file__).parent / "prompts"
 
-# Placeholder -> what it stands for. The type is what `format` gets: a text, or a number.
-PLACEHOLDERS: dict[str, type] = {
-    "query": str,
-    "levels": str,
-    "format": str,
-    "examples": str,
-    "language": str,
-    "difficulty": str,
-    "min_words": int,
-    "max_words": int,
-}
 REQUIRED = ("query", "levels", "format")
+# The last two are numbers, all others texts.
+PLACEHOLDERS = (*REQUIRED, "examples", "language", "difficulty", "min_words", "max_words")
 EXAMPLES_SAID = (
     "For other queries, to show what the levels mean (passages of another length than asked for):\n"
 )

@@ -1,14 +1,13 @@
 """The OpenAI client against a real HTTP server that misbehaves by script."""
 
 import asyncio
-import contextlib
 import json
 import socket
 import time
 
 import pytest
 from aiohttp import web
-from serving import counts, scripted
+from serving import answering, counts, reply, scripted
 
 from synrank_jax.config_generation import BackendConfig
 from synrank_jax.errors import UserError
@@ -41,50 +40,6 @@ def ask(settings: BackendConfig, *requests: Request, check: bool = False) -> lis
             await backend.close()
 
     return asyncio.run(run())
-
-
-@contextlib.contextmanager
-def answering(handler, models=("scripted",)):
-    """A server in this process's own thread whose chat endpoint is `handler`."""
-    import threading
-
-    ready, stop, address = threading.Event(), None, []
-
-    async def listed(_: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": name} for name in models]})
-
-    async def serve() -> None:
-        nonlocal stop
-        stop = asyncio.Event()
-        app = web.Application()
-        app.router.add_post("/v1/chat/completions", handler)
-        app.router.add_get("/v1/models", listed)
-        runner = web.AppRunner(app, shutdown_timeout=0)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        address.append(site._server.sockets[0].getsockname()[1])
-        loop.append(asyncio.get_running_loop())
-        ready.set()
-        await stop.wait()
-        await runner.cleanup()
-
-    loop: list[asyncio.AbstractEventLoop] = []
-    thread = threading.Thread(target=asyncio.run, args=(serve(),))
-    thread.start()
-    ready.wait()
-    try:
-        yield f"http://127.0.0.1:{address[0]}/v1"
-    finally:
-        loop[0].call_soon_threadsafe(stop.set)
-        thread.join()
-
-
-def reply(status: int, **error):
-    async def handler(_: web.Request) -> web.Response:
-        return web.json_response({"error": error}, status=status)
-
-    return handler
 
 
 def test_an_answer_has_text_and_token_counts():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from synrank_jax.errors import UserError
-from synrank_jax.files import atomic_write, file_sha256, write_text
+from synrank_jax.files import atomic_write, file_sha256, make_folder, write_text
 from synrank_jax.generation.audit.agreement import Regrader
 from synrank_jax.generation.audit.findings import Finding, Kind, finding_of
 from synrank_jax.generation.audit.summary import (
@@ -17,7 +17,7 @@ from synrank_jax.generation.audit.summary import (
     ListsAudit,
 )
 from synrank_jax.generation.lists import RankingContext
-from synrank_jax.generation.output import json_line, make_folder, write_lists
+from synrank_jax.generation.output import json_line, write_lists
 
 DROPPED_FILE = "dropped.jsonl"
 FILTER_FILE = "filter.json"
