@@ -17,7 +17,7 @@ from synrank_jax import prepare, train
 from synrank_jax.cli import run_command
 from synrank_jax.config_file import load_config
 from synrank_jax.encoders import load_encoder
-from synrank_jax.evaluate import evaluate_collection, read_collection
+from synrank_jax.evaluation import evaluate_collection, read_collection
 
 CONFIG = "configs/quickstart_validation.yaml"
 LOSSES = {

@@ -21,7 +21,7 @@ from synrank_jax.encoders import load_encoder
 from synrank_jax.engine.runfolder import CHECKPOINTS, claim
 from synrank_jax.engine.updates import BadUpdateError
 from synrank_jax.errors import UserError
-from synrank_jax.evaluate import METRICS_FILE, evaluate_collection, read_collection, write_results
+from synrank_jax.evaluation import METRICS_FILE, evaluate_collection, read_collection, write_results
 from synrank_jax.experiment import Cell
 from synrank_jax.files import write_text
 from synrank_jax.hub import model_folder

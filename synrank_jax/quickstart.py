@@ -25,7 +25,7 @@ from synrank_jax.cli import run_command
 from synrank_jax.config import Config
 from synrank_jax.config_file import load_config, to_yaml
 from synrank_jax.errors import UserError
-from synrank_jax.evaluate import METRICS_FILE
+from synrank_jax.evaluation import METRICS_FILE
 from synrank_jax.files import file_sha256
 from synrank_jax.hub import collection_folder, model_folder
 from synrank_jax.retrieval.report import comparison_table

@@ -9,13 +9,13 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
-from synrank_jax import encoders, evaluate
+from synrank_jax import encoders, evaluate, evaluation
 from synrank_jax.config import Config, EncodingConfig, EvaluationConfig
 from synrank_jax.config_file import load_config
 from synrank_jax.contract import EncodingContract, contract_of_folder
 from synrank_jax.encoders import TorchEncoder, load_encoder
 from synrank_jax.errors import UserError
-from synrank_jax.evaluate import evaluate_collection, read_collection
+from synrank_jax.evaluation import evaluate_collection, read_collection
 from synrank_jax.hub import model_folder
 from synrank_jax.retrieval.files import read_run
 from synrank_jax.retrieval.result import EvaluationResult
@@ -155,7 +155,7 @@ def test_query_subset_is_scored_and_unjudged_ids_are_reported(
 def test_texts_are_encoded_longest_first_and_come_back_in_order() -> None:
     encoder = FakeEncoder()
     texts = {"a": "1 1", "b": "1000 1", "c": "10 1", "d": "100 1", "e": "10000 1"}
-    embeddings = evaluate._encode_all(encoder, texts, "passage", batch_size=2)
+    embeddings = evaluation._encode_all(encoder, texts, "passage", batch_size=2)
     assert encoder.batches == [["10000 1", "1000 1"], ["100 1", "10 1"], ["1 1"]]
     assert embeddings[:, 0].tolist() == [1, 1000, 10, 100, 10000]
 
