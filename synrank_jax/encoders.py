@@ -3,6 +3,7 @@
 torch and JAX are imported only by the encoder that needs them.
 """
 
+import argparse
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -138,6 +139,25 @@ def _sentence_transformer(folder: Path, contract: EncodingContract) -> Any:
                 f"with {declared[name]!r}; leave encoding.{name} null or use --backend jax"
             )
     return model
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """What `encode` and `evaluate` share."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--model", metavar="FOLDER", help="the model; left out: as --zero-shot")
+    which.add_argument("--zero-shot", action="store_true", help="model.path as it is, untrained")
+    parser.add_argument(
+        "--backend",
+        choices=("jax", "torch"),
+        help="what computes the embeddings (default: jax for checkpoints, else torch)",
+    )
+    parser.add_argument(
+        "--embeddings",
+        type=Path,
+        metavar="FOLDER",
+        help="where the documents' embeddings are kept (default: a folder under runs/cache that "
+        "belongs to this model and these documents; it may be deleted)",
+    )
 
 
 def load_encoder(

@@ -13,27 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from synrank_jax.cli import config_parser, parsed_config, run_command
-from synrank_jax.config import Config, EvaluationConfig
-from synrank_jax.encoders import load_encoder
-from synrank_jax.errors import UserError
+from synrank_jax.config import EvaluationConfig
+from synrank_jax.encoders import add_model_options, load_encoder
 from synrank_jax.evaluation import (
     METRICS_FILE,
     RUN_FILE,
     evaluate_collection,
+    evaluation_section,
     read_collection,
     write_results,
 )
 from synrank_jax.retrieval.report import comparison_table
 from synrank_jax.retrieval.result import EvaluationResult
-
-
-def _evaluation(config: Config) -> EvaluationConfig:
-    if config.evaluation is None:
-        raise UserError(
-            "evaluation: this section is missing, so there is no collection to score on; add "
-            "`evaluation:` with at least `path:` (for example bundled:cranfield)"
-        )
-    return config.evaluation
 
 
 def _label(model: str | None) -> str:
@@ -50,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     args = _parser().parse_args(argv)
     config = parsed_config(args)
-    evaluation = _evaluation(config)
+    evaluation = evaluation_section(config)
     label = args.name or _label(args.model)
     output = Path(args.output) if args.output else _default_output(label, evaluation)
     baselines = [EvaluationResult.read(Path(path)) for path in args.baseline]
@@ -67,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         label=label,
         model=args.model or config.model.path,
         backend=backend,
+        embeddings=args.embeddings,
     )
     write_results(output, result, run)
     for baseline in baselines:
@@ -79,14 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = config_parser("evaluate", __doc__)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--model", metavar="FOLDER", help="the model; left out: as --zero-shot")
-    which.add_argument("--zero-shot", action="store_true", help="model.path as it is, untrained")
-    parser.add_argument(
-        "--backend",
-        choices=("jax", "torch"),
-        help="what computes the embeddings (default: jax for checkpoints, else torch)",
-    )
+    add_model_options(parser)
     parser.add_argument("--name", metavar="LABEL", help="name in tables and the run file")
     parser.add_argument(
         "--output", metavar="FOLDER", help="default: runs/evaluate/LABEL-COLLECTION-SPLIT"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from synrank_jax.config import EvaluationConfig
+from synrank_jax.config import Config, EvaluationConfig
 from synrank_jax.corpus_encoding import encode_corpus, encoding_progress, store_key
 from synrank_jax.data import beir
 from synrank_jax.data.corpus import Corpus, read_corpus
@@ -48,17 +48,41 @@ class ScoredCollection:
     sha256: str
 
 
+def evaluation_section(config: Config) -> EvaluationConfig:
+    """The evaluation section of a configuration.
+
+    Raises:
+        UserError: there is none.
+    """
+    if config.evaluation is None:
+        raise UserError(
+            "evaluation: this section is missing, so there is no collection to score on; add "
+            "`evaluation:` with at least `path:` (for example bundled:cranfield)"
+        )
+    return config.evaluation
+
+
+def read_documents(evaluation: EvaluationConfig) -> Corpus:
+    """The documents of the collection, ingested under `CACHE` once; they stay on disk.
+
+    Raises:
+        UserError: the corpus is missing, empty or malformed.
+    """
+    folder = collection_folder(evaluation.path, "evaluation.path")
+    documents = read_corpus(folder, CACHE / "texts")
+    require_trec_ids(documents.ids, "document")
+    return documents
+
+
 def read_collection(evaluation: EvaluationConfig) -> ScoredCollection:
     """Read the collection that the section names and check that its files fit together.
-
-    The documents are ingested under `CACHE`, once, and stay on disk.
 
     Raises:
         UserError: a file is missing or broken, a judgement names an unknown query or document, a
             scored query is empty, or nothing is left to score.
     """
     folder = collection_folder(evaluation.path, "evaluation.path")
-    documents = read_corpus(folder, CACHE / "texts")
+    documents = read_documents(evaluation)
     texts = beir.read_queries(folder)
     qrels = beir.read_qrels(folder, evaluation.split)
     qrels_file = beir.qrels_file(folder, evaluation.split)
@@ -77,7 +101,6 @@ def read_collection(evaluation: EvaluationConfig) -> ScoredCollection:
             raise UserError(
                 f"{place}: query {query_id!r} is empty; write its text or drop its qrels"
             )
-    require_trec_ids(documents.ids, "document")
     require_trec_ids(qrels, "query")
     pairs = beir.read_exclude(folder) if evaluation.exclude else frozenset[tuple[str, str]]()
     own = sorted(pair for pair in pairs if pair[0] in qrels)
