@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from synrank_jax.config import Config, EncodingConfig, ModelConfig
 from synrank_jax.contract import (
     CONTRACT_FILE,
-    MODULES_FILE,
     EncodingContract,
     contract_of_folder,
-    declared_encoding,
 )
 from synrank_jax.errors import UserError
+from synrank_jax.folder_settings import MODULES_FILE, declared_encoding
 from synrank_jax.hub import model_folder
 
 Backend = Literal["jax", "torch"]
@@ -52,6 +51,13 @@ class TorchEncoder:
         self.contract = contract
         self._batch_size = batch_size
         self._model = _sentence_transformer(folder, contract)
+        self._truncation: dict[str, Any] = {}
+        if contract.dimension != declared_encoding(folder).get("dimension"):
+            # The length of what is cut does not matter: it is scaled again.
+            self._truncation = {
+                "truncate_dim": contract.dimension,
+                "normalize_embeddings": contract.normalize,
+            }
 
     def encode(self, texts: Sequence[str], side: Side) -> NDArray[np.float32]:
         """Embeddings [len(texts), D] float32 in the order of `texts`."""
@@ -65,6 +71,7 @@ class TorchEncoder:
             batch_size=self._batch_size,
             show_progress_bar=False,
             convert_to_numpy=True,
+            **self._truncation,
         )
         return embeddings
 

@@ -10,11 +10,11 @@ from synrank_jax.config import EncodingConfig
 from synrank_jax.contract import (
     EncodingContract,
     contract_of_folder,
-    declared_encoding,
     load_tokenizer,
     tokenizer_sha256,
 )
 from synrank_jax.errors import UserError
+from synrank_jax.folder_settings import declared_encoding
 from synrank_jax.hub import collection_folder, model_folder
 
 CONTRACT = EncodingContract(
@@ -30,6 +30,7 @@ CONTRACT = EncodingContract(
 OTHER_VALUES = {
     "pooling": "cls",
     "normalize": False,
+    "dimension": 8,
     "similarity": "dot",
     "query_prompt": "",
     "passage_prompt": "passage:",
