@@ -6,20 +6,27 @@ transformers alone loads it too (AutoModel); README.md says what to compute then
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from synrank_jax.contract import CONTRACT_FILE, EncodingContract
+from synrank_jax.contract import (
+    CONTRACT_FILE,
+    EncodingContract,
+    load_tokenizer,
+    tokenizer_sha256,
+)
+from synrank_jax.engine.encoding import JaxEncoder
 from synrank_jax.errors import UserError
 from synrank_jax.export_manifest import README_FILE, Origin, write_manifest
 from synrank_jax.folder_settings import MODULES_FILE
 from synrank_jax.models.dual_encoder import DualEncoder
 from synrank_jax.models.pretrained import WEIGHTS_FILE, export_state_dict
-from synrank_jax.parity import Parity, verify_export
+from synrank_jax.parity import VERIFICATION_TEXTS, Parity
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -191,3 +198,64 @@ def _write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
 def _write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def verify_export(folder: Path, encoder: DualEncoder, contract: EncodingContract) -> Parity:
+    """Load an exported folder with sentence-transformers and compare it with the JAX model.
+
+    Both sides, with prompts, on short, long, empty and over-long texts, as one batch and one by
+    one.
+
+    Raises:
+        UserError: the folder does not load, or is not the same model; gives the figures.
+    """
+    model = _sentence_transformer(folder)
+    if model.similarity_fn_name != contract.similarity:
+        raise UserError(
+            f"export: similarity is {contract.similarity!r} in the encoding contract, but "
+            f"{model.similarity_fn_name!r} in the exported model"
+        )
+    digest = tokenizer_sha256(load_tokenizer(folder))
+    if digest != contract.tokenizer_sha256:
+        raise UserError(
+            f"export: the tokenizer's hash is {contract.tokenizer_sha256} in the encoding "
+            f"contract, but {digest} in the exported model; export from the model folder that "
+            "training started from"
+        )
+    sides: tuple[tuple[Literal["query", "passage"], Callable[..., Any]], ...] = (
+        ("query", model.encode_query),
+        ("passage", model.encode_document),
+    )
+    texts = list(VERIFICATION_TEXTS)
+    ours, theirs = [], []
+    for batch_size in (len(texts), 1):
+        ours_encoder = JaxEncoder(encoder, contract, folder, batch_size)
+        for side, encode in sides:
+            ours.append(ours_encoder.encode(texts, side))
+            theirs.append(encode(texts, batch_size=batch_size, show_progress_bar=False))
+    parity = Parity.of(np.concatenate(ours), np.concatenate(theirs))
+    if not parity.holds():
+        raise UserError(f"export: the exported model is not the JAX model: {parity}")
+    return parity
+
+
+def _sentence_transformer(folder: Path) -> Any:
+    """The folder as its users will load it, on CPU; nothing is downloaded, no code executed."""
+    try:
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
+    except ImportError as error:
+        raise UserError(
+            f"export needs sentence-transformers and torch ({error}); "
+            "install the extra: pip install 'synrank-jax[export]'"
+        ) from error
+    logging.disable_progress_bar()
+    try:
+        return SentenceTransformer(
+            str(folder), device="cpu", local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # torch, transformers and safetensors raise many unrelated types
+        raise UserError(
+            f"export: sentence-transformers cannot load the exported folder "
+            f"({type(error).__name__}: {error})"
+        ) from error

@@ -1,17 +1,9 @@
-"""Whether an exported folder is the JAX model: embeddings of both, compared."""
+"""How far one program's embeddings are from another's, and what counts as the same model."""
 
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-
-from synrank_jax.contract import EncodingContract, load_tokenizer, tokenizer_sha256
-from synrank_jax.engine.encoding import JaxEncoder
-from synrank_jax.errors import UserError
-from synrank_jax.models.dual_encoder import DualEncoder
 
 # What an export must reach. Float32 through a BERT leaves about 1e-7 on a unit vector.
 MIN_COSINE = 0.9999
@@ -67,64 +59,3 @@ class Parity:
             f"(bound {MAX_DIFFERENCE:.0e}), of lengths {self.norm_difference:.1e} "
             f"(bound {MAX_DIFFERENCE:.0e})"
         )
-
-
-def verify_export(folder: Path, encoder: DualEncoder, contract: EncodingContract) -> Parity:
-    """Load an exported folder with sentence-transformers and compare it with the JAX model.
-
-    Both sides, with prompts, on short, long, empty and over-long texts, as one batch and one by
-    one.
-
-    Raises:
-        UserError: the folder does not load, or is not the same model; gives the figures.
-    """
-    model = _sentence_transformer(folder)
-    if model.similarity_fn_name != contract.similarity:
-        raise UserError(
-            f"export: similarity is {contract.similarity!r} in the encoding contract, but "
-            f"{model.similarity_fn_name!r} in the exported model"
-        )
-    digest = tokenizer_sha256(load_tokenizer(folder))
-    if digest != contract.tokenizer_sha256:
-        raise UserError(
-            f"export: the tokenizer's hash is {contract.tokenizer_sha256} in the encoding "
-            f"contract, but {digest} in the exported model; export from the model folder that "
-            "training started from"
-        )
-    sides: tuple[tuple[Literal["query", "passage"], Callable[..., Any]], ...] = (
-        ("query", model.encode_query),
-        ("passage", model.encode_document),
-    )
-    texts = list(VERIFICATION_TEXTS)
-    ours, theirs = [], []
-    for batch_size in (len(texts), 1):
-        ours_encoder = JaxEncoder(encoder, contract, folder, batch_size)
-        for side, encode in sides:
-            ours.append(ours_encoder.encode(texts, side))
-            theirs.append(encode(texts, batch_size=batch_size, show_progress_bar=False))
-    parity = Parity.of(np.concatenate(ours), np.concatenate(theirs))
-    if not parity.holds():
-        raise UserError(f"export: the exported model is not the JAX model: {parity}")
-    return parity
-
-
-def _sentence_transformer(folder: Path) -> Any:
-    """The folder as its users will load it, on CPU; nothing is downloaded, no code executed."""
-    try:
-        from sentence_transformers import SentenceTransformer
-        from transformers.utils import logging
-    except ImportError as error:
-        raise UserError(
-            f"export needs sentence-transformers and torch ({error}); "
-            "install the extra: pip install 'synrank-jax[export]'"
-        ) from error
-    logging.disable_progress_bar()
-    try:
-        return SentenceTransformer(
-            str(folder), device="cpu", local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # torch, transformers and safetensors raise many unrelated types
-        raise UserError(
-            f"export: sentence-transformers cannot load the exported folder "
-            f"({type(error).__name__}: {error})"
-        ) from error

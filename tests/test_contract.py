@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from other_contracts import OTHER_VALUES
 
 from synrank_jax.config import EncodingConfig
 from synrank_jax.contract import (
@@ -27,19 +28,6 @@ CONTRACT = EncodingContract(
     passage_length=128,
     tokenizer_sha256="ab" * 32,
 )
-OTHER_VALUES = {
-    "pooling": "cls",
-    "normalize": False,
-    "dimension": 8,
-    "similarity": "dot",
-    "query_prompt": "",
-    "passage_prompt": "passage:",
-    "query_length": 32,
-    "passage_length": 256,
-    "special_tokens": False,
-    "padding_side": "left",
-    "tokenizer_sha256": "cd" * 32,
-}
 
 
 @pytest.fixture

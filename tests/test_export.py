@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from safetensors.numpy import save_file
 from stored_weights import read_tensors
 
-from synrank_jax import export, export_folder, parity
+from synrank_jax import export, export_folder
 from synrank_jax.config import EncodingConfig
 from synrank_jax.contract import (
     EncodingContract,
@@ -30,6 +30,7 @@ from synrank_jax.hub import model_folder
 from synrank_jax.models.dual_encoder import DualEncoder
 from synrank_jax.models.numerics import Numerics
 from synrank_jax.models.pretrained import WEIGHTS_FILE, load_encoder
+from synrank_jax.parity import Parity
 
 ORIGIN = Origin(
     checkpoint="run", step=7, data_sha256="0", model_path="tiny", base_model=None, version="0"
@@ -88,7 +89,7 @@ LENGTHS = {"query_prompt": "query: ", "query_length": 24, "passage_length": 32}
 TINY_ENCODING = {**TINY_CONTRACT, **LENGTHS}
 
 
-def export_tiny(source: Path, output: Path) -> parity.Parity:
+def export_tiny(source: Path, output: Path) -> Parity:
     contract = minilm_contract(**TINY_CONTRACT)
     return export_folder.export_model(
         dual_encoder(source, contract), source, contract, output, card="# Tiny\n", origin=ORIGIN
@@ -243,7 +244,7 @@ def test_verification_refuses_a_tampered_folder(
     tamper(folder)
     contract = minilm_contract(**TINY_CONTRACT)
     with pytest.raises(UserError, match=message):
-        parity.verify_export(folder, dual_encoder(tiny_source, contract), contract)
+        export_folder.verify_export(folder, dual_encoder(tiny_source, contract), contract)
 
 
 def test_failed_verification_leaves_nothing_behind(
@@ -294,9 +295,9 @@ def test_output_over_its_own_source_is_refused(exported_tiny: Path) -> None:
 
 def test_parity_bounds_refuse_nan() -> None:
     good = np.ones((2, 3), np.float32)
-    assert parity.Parity.of(good, good).holds()
-    assert not parity.Parity.of(good, good * np.nan).holds()
-    assert not parity.Parity.of(good, good * np.float32(1 + 1e-4)).holds()
+    assert Parity.of(good, good).holds()
+    assert not Parity.of(good, good * np.nan).holds()
+    assert not Parity.of(good, good * np.float32(1 + 1e-4)).holds()
 
 
 def test_command_exports_the_trained_weights(
