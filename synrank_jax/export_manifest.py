@@ -118,11 +118,14 @@ def verify_folder(folder: Path) -> None:
         "export or download the model again; to use the folder as it now is, delete "
         f"{EXPORT_MANIFEST_FILE}"
     )
+    parents = set()
     for name, exported in manifest.files.items():
-        path = folder / name
+        path, optional = folder / name, PurePosixPath(name).parts[0] == ONNX_FOLDER
+        if optional and not path.is_file():
+            continue
+        if not optional:
+            parents.add(path.parent)
         if not path.is_file():
-            if PurePosixPath(name).parts[0] == ONNX_FOLDER:
-                continue
             raise UserError(f"{path}: missing since the export; {way_out}")
         found = file_sha256(path)
         if found != exported.sha256:
@@ -130,7 +133,6 @@ def verify_folder(folder: Path) -> None:
                 f"{path}: changed since the export: its SHA-256 is {found}, but was "
                 f"{exported.sha256}; {way_out}"
             )
-    parents = {(folder / name).parent for name in manifest.files}
     for path in sorted(path for parent in parents for path in parent.iterdir()):
         name = path.relative_to(folder).as_posix()
         if _loadable(path) and name not in manifest.files and name not in FREE:

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from stored_weights import read_tensors
 
 from synrank_jax import export, export_folder
+from synrank_jax.card_code import transformers_code
 from synrank_jax.config import EncodingConfig
 from synrank_jax.contract import (
     EncodingContract,
@@ -340,3 +341,25 @@ def test_command_exports_the_trained_weights(
     manifest = read_manifest(output)
     assert manifest.origin.step == 7
     assert manifest.origin.checkpoint == "run"
+
+
+@pytest.mark.parametrize("name", ["exported_minilm", "exported_tiny"])
+def test_the_cards_code_gives_the_same_vectors_with_transformers_alone(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    """Mean, normalised, cosine; and first token, as it is, dot."""
+    from sentence_transformers import SentenceTransformer
+
+    folder = request.getfixturevalue(name)
+    contract, found = EncodingContract.read(folder), {}
+    exec(transformers_code(contract, str(folder)), found)  # our own text, nothing from outside
+    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    queries = model.encode_query(["a question"], convert_to_tensor=True)
+    passages = model.encode_document(["a passage", "another passage"], convert_to_tensor=True)
+    for ours, theirs in (
+        (found["queries"], queries),
+        (found["passages"], passages),
+        (found["scores"], model.similarity(queries, passages)),
+    ):
+        size = float(theirs.abs().max())  # unit vectors or not
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=PARITY_TOLERANCE * max(size, 1))
