@@ -158,7 +158,8 @@ def _writer(source: SourceConfig) -> str | None:
         first = next(read_lists(path if path.is_file() else path / LISTS_FILE), None)
     except UserError:
         return None
-    return None if first is None or not first.origin else str(first.origin.get("model"))
+    writer = None if first is None else first.origin.get("model")
+    return None if writer is None else str(writer)
 
 
 def _training(card: Card) -> list[str]:
@@ -195,11 +196,12 @@ def _results(card: Card) -> list[str]:
         return []
     measures = list(dict.fromkeys(name for result in card.results for name in result.metrics))
     rows = [["Model", "Collection", "Queries", *measures]]
-    for result in card.results:
+    for result, own in zip(card.results, card.own, strict=True):
         values = [
             f"{result.metrics[name]:.4f}" if name in result.metrics else "" for name in measures
         ]
-        rows.append([result.label, _collection(result), str(result.queries), *values])
+        label = result.label + " (this model)" * own
+        rows.append([label, _collection(result), str(result.queries), *values])
     protocols = dict.fromkeys(_protocol(result) for result in card.results)
     return ["## Results", table(rows), _bullets(list(protocols))]
 

@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from synrank_jax import export
+from synrank_jax.card_code import transformers_code
 from synrank_jax.config import EncodingConfig, ModelConfig
 from synrank_jax.contract import EncodingContract, contract_of_folder
 from synrank_jax.encoders import TorchEncoder
@@ -62,6 +63,18 @@ def test_sentence_transformers_reads_the_jax_vectors_of_the_folder_unchanged(
     np.testing.assert_allclose(got, expected, rtol=0, atol=PARITY_TOLERANCE)
     ours = pretrained_encoder(ModelConfig(path=str(folder)), contract, 4).encode(TEXTS, "query")
     np.testing.assert_allclose(ours, expected, rtol=0, atol=PARITY_TOLERANCE)
+
+
+def test_the_cards_code_cuts_with_transformers_alone(truncated: Path):
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(truncated), device="cpu", local_files_only=True)
+    found: dict = {}
+    code = transformers_code(EncodingContract.read(truncated), str(truncated))
+    exec(code, found)  # our own text, nothing from outside
+    expected = model.encode_query(["a question"])
+    assert expected.shape == (1, KEPT)
+    np.testing.assert_allclose(found["queries"], expected, rtol=0, atol=PARITY_TOLERANCE)
 
 
 def test_the_cut_is_exact_in_sentence_transformers(tiny_model: Path, tmp_path: Path):
