@@ -306,7 +306,12 @@ class EvaluationConfig(Section):
     top_k: PositiveInt = 1000
     """Documents kept per query in the run file."""
     batch_size: PositiveInt = 64
-    """Texts encoded at once."""
+    """Texts of full length encoded at once; of shorter ones as many more."""
+    embedding_dtype: Literal["float32", "float16"] = "float32"
+    """Precision of the documents' embeddings on disk; they are compared in float32."""
+    search: str = "flat"
+    """`flat`: exact, by FAISS; `jax`: exact, on the accelerator; or a FAISS factory string such as
+    `IVF4096,PQ64;nprobe=32` or `HNSW32`, whose recall against exact search is reported."""
 
 
 class Config(Section):

@@ -3,7 +3,9 @@
 torch and JAX are imported only by the encoder that needs them.
 """
 
-from collections.abc import Sequence
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -15,13 +17,15 @@ from synrank_jax.contract import (
     CONTRACT_FILE,
     EncodingContract,
     contract_of_folder,
+    load_tokenizer,
 )
+from synrank_jax.data.windows import Side, WindowEncoder
 from synrank_jax.errors import UserError
+from synrank_jax.files import file_sha256
 from synrank_jax.folder_settings import MODULES_FILE, declared_encoding
 from synrank_jax.hub import model_folder
 
 Backend = Literal["jax", "torch"]
-Side = Literal["query", "passage"]
 
 
 class Encoder(Protocol):
@@ -29,18 +33,33 @@ class Encoder(Protocol):
 
     contract: EncodingContract
 
+    @property
+    def weights_sha256(self) -> str:
+        """Hash of everything but the contract that decides the embeddings."""
+
     def encode(self, texts: Sequence[str], side: Side) -> NDArray[np.float32]:
         """Embeddings [len(texts), D] float32 in the order of `texts`."""
 
+    def encode_windows(
+        self,
+        windows: Iterable[Sequence[str]],
+        side: Side,
+        on_texts: Callable[[int], object] = lambda texts: None,
+    ) -> Iterator[NDArray[np.float32]]:
+        """Embeddings [n, D] float32 of each window of texts; `on_texts` hears of progress."""
 
-class TorchEncoder:
-    """A model folder in PyTorch through sentence-transformers, on the device that it picks.
+    def timings(self) -> dict[str, float]:
+        """What encoding has taken so far, where it is known: tokens, slots, tokenize_s."""
+
+
+class TorchEncoder(WindowEncoder):
+    """A model folder in PyTorch, loaded by sentence-transformers, on the device that it picks.
 
     Args:
         folder: with modules.json it is loaded as it is; a plain BERT-family folder gets the
             contract's pooling and normalisation.
         contract: prompts and lengths of the two sides.
-        batch_size: texts per forward pass.
+        batch_size: texts of full length per forward pass.
 
     Raises:
         UserError: sentence-transformers is missing or cannot load the folder, or the folder pools
@@ -48,31 +67,39 @@ class TorchEncoder:
     """
 
     def __init__(self, folder: Path, contract: EncodingContract, batch_size: int) -> None:
-        self.contract = contract
-        self._batch_size = batch_size
         self._model = _sentence_transformer(folder, contract)
-        self._truncation: dict[str, Any] = {}
-        if contract.dimension != declared_encoding(folder).get("dimension"):
-            # The length of what is cut does not matter: it is scaled again.
-            self._truncation = {
-                "truncate_dim": contract.dimension,
-                "normalize_embeddings": contract.normalize,
-            }
+        self._model.eval()
+        super().__init__(contract, load_tokenizer(folder), batch_size, multiple=1, devices=None)
+        self._folder = folder
+        # A folder that keeps more components than the contract.
+        self._cut = contract.dimension != declared_encoding(folder).get("dimension")
 
-    def encode(self, texts: Sequence[str], side: Side) -> NDArray[np.float32]:
-        """Embeddings [len(texts), D] float32 in the order of `texts`."""
-        contract = self.contract
-        prompt = contract.query_prompt if side == "query" else contract.passage_prompt
-        length = contract.query_length if side == "query" else contract.passage_length
-        self._model.max_seq_length = length
-        embeddings: NDArray[np.float32] = self._model.encode(
-            list(texts),
-            prompt=prompt,
-            batch_size=self._batch_size,
-            show_progress_bar=False,
-            convert_to_numpy=True,
-            **self._truncation,
-        )
+    @functools.cached_property
+    def weights_sha256(self) -> str:
+        """Hash of the folder's weights and settings."""
+        files = sorted([*self._folder.rglob("*.safetensors"), *self._folder.rglob("*.json")])
+        named = (f"{path.relative_to(self._folder)} {file_sha256(path)}\n" for path in files)
+        return hashlib.sha256("".join(named).encode()).hexdigest()
+
+    def _start(self, input_ids: NDArray[np.int32], attention_mask: NDArray[np.bool_]) -> Any:
+        import torch
+
+        # As the model's own tokenizer gives them.
+        tokens = {"input_ids": input_ids, "attention_mask": attention_mask}
+        features = {
+            name: torch.from_numpy(values.astype(np.int64)).to(self._model.device)
+            for name, values in tokens.items()
+        }
+        with torch.inference_mode():
+            embeddings = self._model(features)["sentence_embedding"]
+            if self._cut:
+                embeddings = embeddings[:, : self.contract.dimension]
+                if self.contract.normalize:  # again: what was cut off had its share of the length
+                    embeddings = torch.nn.functional.normalize(embeddings, dim=1)
+            return embeddings
+
+    def _finish(self, started: Any) -> NDArray[np.float32]:
+        embeddings: NDArray[np.float32] = started.float().cpu().numpy()
         return embeddings
 
 

@@ -5,29 +5,21 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
 from synrank_jax.config import EvaluationConfig
+from synrank_jax.corpus_encoding import encode_corpus, encoding_progress, store_key
 from synrank_jax.data import beir
-from synrank_jax.encoders import Backend, Encoder, Side
+from synrank_jax.data.corpus import Corpus, read_corpus
+from synrank_jax.encoders import Backend, Encoder
 from synrank_jax.errors import UserError
 from synrank_jax.hub import collection_folder
+from synrank_jax.retrieval.embeddings import EmbeddingStore
 from synrank_jax.retrieval.files import Qrels, Run, require_trec_ids, write_run
 from synrank_jax.retrieval.metrics import means, parse_measures, per_query
 from synrank_jax.retrieval.result import EvaluationResult
@@ -35,6 +27,8 @@ from synrank_jax.retrieval.search import load_faiss, ranking, unit_length
 
 logger = logging.getLogger(__name__)
 
+CACHE = Path("runs") / "cache"
+"""Ingested documents and embeddings; what is missing is made again."""
 METRICS_FILE = "metrics.json"
 RUN_FILE = "run.trec"
 VERSIONED = (
@@ -47,7 +41,7 @@ VERSIONED = (
 class ScoredCollection:
     """Documents, and the queries of one split that are scored on them."""
 
-    documents: dict[str, str]
+    documents: Corpus
     queries: dict[str, str]
     qrels: Qrels
     excluded: frozenset[tuple[str, str]]
@@ -57,20 +51,25 @@ class ScoredCollection:
 def read_collection(evaluation: EvaluationConfig) -> ScoredCollection:
     """Read the collection that the section names and check that its files fit together.
 
+    The documents are ingested under `CACHE`, once, and stay on disk.
+
     Raises:
         UserError: a file is missing or broken, a judgement names an unknown query or document, a
             scored query is empty, or nothing is left to score.
     """
     folder = collection_folder(evaluation.path, "evaluation.path")
-    documents = beir.read_corpus(folder)
+    documents = read_corpus(folder, CACHE / "texts")
     texts = beir.read_queries(folder)
     qrels = beir.read_qrels(folder, evaluation.split)
     qrels_file = beir.qrels_file(folder, evaluation.split)
-    if not documents:
-        raise UserError(f"{folder / beir.CORPUS_FILE}: the corpus is empty")
-    _require_known(qrels, texts, qrels_file, "queries", beir.QUERIES_FILE)
-    judged = {doc_id for grades in qrels.values() for doc_id in grades}
-    _require_known(sorted(judged), documents, qrels_file, "documents", beir.CORPUS_FILE)
+    _require_known(
+        [query_id for query_id in qrels if query_id not in texts],
+        qrels_file,
+        "queries",
+        beir.QUERIES_FILE,
+    )
+    judged = sorted({doc_id for grades in qrels.values() for doc_id in grades})
+    _require_known(documents.unknown(judged), qrels_file, "documents", beir.CORPUS_FILE)
     qrels = _subset(qrels, texts, evaluation, qrels_file)
     for query_id in qrels:
         if not texts[query_id]:
@@ -78,21 +77,20 @@ def read_collection(evaluation: EvaluationConfig) -> ScoredCollection:
             raise UserError(
                 f"{place}: query {query_id!r} is empty; write its text or drop its qrels"
             )
-    require_trec_ids(documents, "document")
+    require_trec_ids(documents.ids, "document")
     require_trec_ids(qrels, "query")
     pairs = beir.read_exclude(folder) if evaluation.exclude else frozenset[tuple[str, str]]()
-    excluded = frozenset(pair for pair in pairs if pair[0] in qrels and pair[1] in documents)
+    own = sorted(pair for pair in pairs if pair[0] in qrels)
+    gone = set(documents.unknown([doc_id for _, doc_id in own]))
+    excluded = frozenset(pair for pair in own if pair[1] not in gone)
     queries = {query_id: texts[query_id] for query_id in qrels}
-    digest = hashlib.sha256()
-    for part in (documents, queries, qrels, sorted(excluded), evaluation.exclude_self_match):
+    digest = hashlib.sha256(documents.sha256.encode())
+    for part in (queries, qrels, sorted(excluded), evaluation.exclude_self_match):
         digest.update(json.dumps(part, sort_keys=True).encode())
     return ScoredCollection(documents, queries, qrels, excluded, digest.hexdigest())
 
 
-def _require_known(
-    ids: Sequence[str] | Qrels, known: dict[str, str], file: Path, what: str, source: str
-) -> None:
-    unknown = [identifier for identifier in ids if identifier not in known]
+def _require_known(unknown: Sequence[str], file: Path, what: str, source: str) -> None:
     if unknown:
         raise UserError(
             f"{file}: judges {len(unknown)} {what} that are not in {source} "
@@ -131,52 +129,74 @@ def evaluate_collection(
     label: str,
     model: str,
     backend: Backend,
+    embeddings: Path | None = None,
 ) -> tuple[EvaluationResult, Run]:
     """Encode, search and measure.
 
     Args:
         encoder: the model.
-        evaluation: measures, depth and batch size.
+        evaluation: measures, depth, batch size and how to search.
         collection: of `read_collection(evaluation)`.
         label: name in tables.
         model: what was evaluated, for the record.
         backend: what computes the embeddings, for the record.
+        embeddings: folder of the documents' embeddings, made or of the same model and documents;
+            None: one of its own under `CACHE`.
 
     Returns:
         The result, and the rankings it was computed from.
 
     Raises:
-        UserError: a library is missing, or an embedding is not finite.
+        UserError: a library is missing, an embedding is not finite, or the folder has other
+            embeddings.
     """
     load_faiss()  # and the measures: better now than after an hour of encoding
     parse_measures(evaluation.metrics)
-    empty = [doc_id for doc_id, text in collection.documents.items() if not text]
+    empty = collection.documents.empty()
     if empty:
         logger.warning(
             "%d of %d documents are empty, and encoded as such: %s",
             len(empty),
             len(collection.documents),
-            ", ".join(empty[:5]),
+            ", ".join(collection.documents.id(position) for position in empty[:5]),
         )
-    passages = _encode_all(encoder, collection.documents, "passage", evaluation.batch_size)
-    queries = _encode_all(encoder, collection.queries, "query", evaluation.batch_size)
+    store = open_store(encoder, backend, collection.documents, evaluation, embeddings)
+    encoded = encode_corpus(encoder, collection.documents, store)
+    began = time.perf_counter()
+    with encoding_progress() as progress:
+        task = progress.add_task("encode queries", total=len(collection.queries))
+        texts = list(collection.queries.values())
+        (queries,) = encoder.encode_windows(
+            [texts], "query", lambda done: progress.advance(task, done)
+        )
+    query_s = time.perf_counter() - began
     if encoder.contract.similarity == "cosine":
-        passages, queries = unit_length(passages), unit_length(queries)
+        queries = unit_length(queries)
+    began = time.perf_counter()
     run = ranking(
         queries,
-        passages,
+        np.concatenate(list(store.blocks(65536))),
         list(collection.queries),
-        list(collection.documents),
+        collection.documents.ids,
         evaluation.top_k,
         collection.excluded,
         evaluation.exclude_self_match,
     )
+    timings = {
+        "documents_encoded": encoded.documents,
+        "encode_s": encoded.seconds,
+        "query_s": query_s,
+        "search_s": time.perf_counter() - began,
+        "embedding_bytes": store.nbytes(),
+        **encoder.timings(),
+    }
     values = per_query(run, collection.qrels, evaluation.metrics)
     result = EvaluationResult(
         label=label,
         model=model,
         backend=backend,
         contract=encoder.contract,
+        weights_sha256=encoder.weights_sha256,
         evaluation=evaluation,
         documents=len(collection.documents),
         empty_documents=len(empty),
@@ -185,37 +205,26 @@ def evaluate_collection(
         collection_sha256=collection.sha256,
         metrics=means(values),
         per_query=values,
+        timings=timings,
         versions=_versions(),
     )
     return result, run
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} texts/s")
+def open_store(
+    encoder: Encoder,
+    backend: Backend,
+    documents: Corpus,
+    evaluation: EvaluationConfig,
+    folder: Path | None = None,
+) -> EmbeddingStore:
+    """The store of a model's embeddings of a corpus, empty or not; by default under `CACHE`.
 
-
-def _encode_all(
-    encoder: Encoder, texts: dict[str, str], side: Side, batch_size: int
-) -> NDArray[np.float32]:
-    """Embeddings [N, D] in the order of `texts`; longest first, so that batches pad little."""
-    values = list(texts.values())
-    order = sorted(range(len(values)), key=lambda i: len(values[i]), reverse=True)
-    blocks = []
-    columns = (BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(
-        TextColumn("{task.description}"), *columns, console=Console(stderr=True)
-    ) as progress:
-        task = progress.add_task(f"encode {side} texts", total=len(values))
-        for start in range(0, len(order), batch_size):
-            batch = [values[i] for i in order[start : start + batch_size]]
-            blocks.append(encoder.encode(batch, side))
-            progress.advance(task, len(batch))
-    by_length = np.concatenate(blocks)
-    embeddings = np.empty_like(by_length)
-    embeddings[order] = by_length
-    return embeddings
+    Raises:
+        UserError: `folder` has other embeddings or something else, or cannot be written.
+    """
+    key = store_key(encoder, backend, documents, evaluation.embedding_dtype)
+    return EmbeddingStore(CACHE / "embeddings" / key.name() if folder is None else folder, key)
 
 
 def _versions() -> dict[str, str]:

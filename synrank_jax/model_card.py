@@ -213,9 +213,12 @@ def _collection(result: EvaluationResult) -> str:
 def _protocol(result: EvaluationResult) -> str:
     evaluation = result.evaluation
     self_match = "dropped" if evaluation.exclude_self_match else "kept"
+    exact = {"flat", "jax"}
+    search = "exactly" if evaluation.search in exact else f"by {plain(evaluation.search)}"
     return (
         f"{plain(_collection(result))}: {result.queries} judged queries, each against all "
-        f"{result.documents:,} documents, the best {evaluation.top_k} scored with ir_measures; "
+        f"{result.documents:,} documents, searched {search} in {evaluation.embedding_dtype}; the best "
+        f"{evaluation.top_k} scored with ir_measures; "
         f"{result.excluded_pairs} excluded pairs dropped; documents with the id of the query "
         f"{self_match}"
     )

@@ -135,3 +135,9 @@ def tiny_config(tiny_model: Path, tiny_lists: Path, tmp_path: Path) -> "Config":
         },
         name="tiny_config",
     )
+
+
+@pytest.fixture(autouse=True)
+def evaluation_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations of one test find nothing of another's, and leave nothing in this folder."""
+    monkeypatch.setattr("synrank_jax.evaluation.CACHE", tmp_path / "cache")

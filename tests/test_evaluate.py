@@ -1,6 +1,6 @@
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
-from synrank_jax import encoders, evaluate, evaluation
+from synrank_jax import encoders, evaluate
 from synrank_jax.config import Config, EncodingConfig, EvaluationConfig
 from synrank_jax.config_file import load_config
 from synrank_jax.contract import EncodingContract, contract_of_folder
@@ -56,10 +56,21 @@ class FakeEncoder:
 
     def __init__(self, contract: EncodingContract = CONTRACT) -> None:
         self.contract = contract
-        self.batches: list[list[str]] = []
+
+    weights_sha256 = "0" * 64
+
+    def timings(self) -> dict[str, float]:
+        return {}
+
+    def encode_windows(
+        self,
+        windows: Iterable[Sequence[str]],
+        side: encoders.Side,
+        on_texts: Callable[[int], object] = lambda texts: None,
+    ) -> Iterator[NDArray[np.float32]]:
+        return (self.encode(texts, side) for texts in windows)
 
     def encode(self, texts: Sequence[str], side: encoders.Side) -> NDArray[np.float32]:
-        self.batches.append(list(texts))
         axes = {"first": [1, 0], "second": [0, 1]}
         rows = [axes[t] if side == "query" else [float(x) for x in t.split()] for t in texts]
         return np.array(rows, np.float32)
@@ -150,14 +161,6 @@ def test_query_subset_is_scored_and_unjudged_ids_are_reported(
     subset.write_text("q3\n")
     with pytest.raises(UserError, match="no judged query to score"):
         scored(collection, queries=str(subset))
-
-
-def test_texts_are_encoded_longest_first_and_come_back_in_order() -> None:
-    encoder = FakeEncoder()
-    texts = {"a": "1 1", "b": "1000 1", "c": "10 1", "d": "100 1", "e": "10000 1"}
-    embeddings = evaluation._encode_all(encoder, texts, "passage", batch_size=2)
-    assert encoder.batches == [["10000 1", "1000 1"], ["100 1", "10 1"], ["1 1"]]
-    assert embeddings[:, 0].tolist() == [1, 1000, 10, 100, 10000]
 
 
 def test_empty_documents_are_counted_warned_about_and_encoded(

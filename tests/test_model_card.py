@@ -77,7 +77,7 @@ def test_only_results_of_this_model_go_into_the_hubs_index(source: Path) -> None
     assert result.metric_value == 0.31591
     assert "| trained (this model) | bundled:cranfield (test) | 1 | 0.3159 |" in text
     assert "| zero-shot | bundled:cranfield (test) | 1 | 0.3159 |" in text
-    assert "1 judged queries, each against all 2 documents, the best 1000" in text
+    assert "1 judged queries, each against all 2 documents, searched exactly in float32" in text
     assert "documents with the id of the query kept" in text
     assert "model-index" not in model_card(facts(source, results=results, own=[False, False]))
 

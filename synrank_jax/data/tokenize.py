@@ -44,12 +44,12 @@ def tokenize_counting(
 LENGTH_MULTIPLE = 32
 
 
-def padded_length(longest: int, limit: int) -> int:
-    """T for rows of at most `longest` tokens: a multiple of `LENGTH_MULTIPLE`, at most `limit`.
+def padded_length(longest: int, limit: int, multiple: int = LENGTH_MULTIPLE) -> int:
+    """T for rows of at most `longest` tokens: a multiple of `multiple`, at most `limit`.
 
     `limit` is the contract's length, so T never exceeds the encoder's positions.
     """
-    return min(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, limit)
+    return min(-(-longest // multiple) * multiple, limit)
 
 
 def pad(

@@ -275,10 +275,23 @@ def item_keys(seed: int, step: jax.typing.ArrayLike, pool: Batch) -> ItemKeys:
     return ItemKeys(texts=keys[:, :-1], draw=keys[:, -1])
 
 
-def make_encode_step(structure: Any) -> Callable[[Params, Tokens], jax.Array]:
-    """Embeddings [B, D] float32 of token rows [B, T]."""
+def make_encode_step(structure: Any, mesh: Mesh) -> Callable[[Params, Tokens], jax.Array]:
+    """Embeddings [B, D] float32 of token rows [B, T], of which every device has as many."""
 
     def encode(params: Params, tokens: Tokens) -> jax.Array:
         return merge_model(structure, params).encode(*tokens)
 
-    return jax.jit(encode)
+    if batch_devices(mesh) == 1:
+        return jax.jit(encode)
+    split = PartitionSpec(BATCH_AXES)
+    # Kernels of attention are not partitioned by the compiler.
+    return jax.jit(
+        jax.shard_map(
+            encode,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), split),
+            out_specs=split,
+            axis_names=set(BATCH_AXES),
+            check_vma=False,  # Pallas kernels lack it
+        )
+    )

@@ -143,8 +143,10 @@ def _plain(
     precision: jax.lax.Precision,
     drop: Callable[[Array], Array] | None,
 ) -> Array:
+    # Heads first, by hand: the CPU compiler's own layout doubles the time of both matmuls.
+    query, key, value = (x.swapaxes(-3, -2) for x in (query, key, value))
     logits = jnp.einsum(
-        "...qhd,...khd->...hqk",
+        "...qd,...kd->...qk",
         query / math.sqrt(query.shape[-1]),
         key,
         precision=precision,
@@ -154,9 +156,10 @@ def _plain(
     weights = jax.nn.softmax(jnp.where(same, logits, MASKED_LOGIT))
     if drop is not None:
         weights = drop(weights)
-    return jnp.einsum(
-        "...hqk,...khd->...qhd", weights.astype(value.dtype), value, precision=precision
+    mixed = jnp.einsum(
+        "...qk,...kd->...qd", weights.astype(value.dtype), value, precision=precision
     )
+    return mixed.swapaxes(-3, -2)
 
 
 def _cudnn(query: Array, key: Array, value: Array, segments: Array, one_text: bool) -> Array:

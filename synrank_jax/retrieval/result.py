@@ -23,6 +23,8 @@ class EvaluationResult(Section):
     backend: Literal["jax", "torch"]
     """What computed the embeddings."""
     contract: EncodingContract
+    weights_sha256: str | None = None
+    """Of the model; None in results of versions that did not record it."""
     evaluation: EvaluationConfig
     """The configuration section this was made with."""
     documents: int
@@ -38,6 +40,9 @@ class EvaluationResult(Section):
     """{measure: mean over the queries}."""
     per_query: dict[str, dict[str, float]]
     """{measure: {query_id: value}}."""
+    timings: dict[str, float] = pydantic.Field(default_factory=dict)
+    """What it took: seconds of each stage, texts, tokens and slots encoded (documents found encoded
+    from before not counted), bytes of the embeddings."""
     versions: dict[str, str]
 
     def write(self, path: Path) -> None:
