@@ -215,11 +215,21 @@ def _folder_contract(folder: Path, encoding: EncodingConfig) -> EncodingContract
     """The stored contract of an exported folder; else what the folder and the config say."""
     if not (folder / CONTRACT_FILE).is_file():
         return contract_of_folder(folder, encoding)
+    stored = stored_contract(folder)
+    _require_requested(encoding, stored, str(folder))
+    return stored
+
+
+def stored_contract(folder: Path) -> EncodingContract:
+    """The contract of an exported folder, which its other files fulfil.
+
+    Raises:
+        UserError: no exported folder, or one that was changed since.
+    """
     stored = EncodingContract.read(folder)
     lengths = EncodingConfig(query_length=stored.query_length, passage_length=stored.passage_length)
     found = contract_of_folder(folder, lengths)
     stored.require_equal(found, f"{folder / CONTRACT_FILE}", "the other files of this folder")
-    _require_requested(encoding, stored, str(folder))
     return stored
 
 

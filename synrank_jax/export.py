@@ -1,20 +1,22 @@
 """Write a trained model as a sentence-transformers folder, and prove that it is the same model.
 
     python -m synrank_jax.export --checkpoint RUN --output FOLDER [--metrics metrics.json ...]
+    python -m synrank_jax.export --verify FOLDER
 
 RUN is a run folder of train or one of its checkpoints. The folder appears only after
-sentence-transformers has loaded it and its embeddings equal those of the JAX model.
+sentence-transformers, transformers and, with --onnx, ONNX Runtime have loaded it and their
+embeddings equal those of the JAX model. --verify does that again for an exported folder.
 """
 
 import argparse
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
 import synrank_jax
 from synrank_jax.cli import run_command
 from synrank_jax.contract import EncodingContract, check_dimension, source_folder
 from synrank_jax.data.manifest import Manifest, read_manifest
+from synrank_jax.encoders import stored_contract
 from synrank_jax.engine.checkpoint import Trained, load_trained
 from synrank_jax.engine.state import merge_model, split_model
 from synrank_jax.errors import UserError
@@ -23,7 +25,8 @@ from synrank_jax.export_manifest import Origin, base_model
 from synrank_jax.model_card import Card, model_card
 from synrank_jax.models.dual_encoder import DualEncoder
 from synrank_jax.models.numerics import Numerics
-from synrank_jax.models.pretrained import abstract_encoder
+from synrank_jax.models.pretrained import abstract_encoder, load_encoder
+from synrank_jax.parity import Verification, verify_parity
 from synrank_jax.push import check_login, push
 from synrank_jax.retrieval.result import EvaluationResult
 
@@ -34,6 +37,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.private and args.push_to_hub is None:
         parser.error("--private: of the repository that --push-to-hub names")
+    if args.verify is not None:
+        if args.checkpoint or args.output:
+            parser.error("--verify: of a folder that exists; it goes without the other options")
+        print(f"verified: {args.verify} is the same model in\n{_verify(Path(args.verify))}")
+        return
+    if args.checkpoint is None or args.output is None:
+        parser.error("--checkpoint and --output are required, or --verify")
     output, repo_id = Path(args.output), args.push_to_hub
     check_output(output)
     if repo_id is not None:
@@ -68,22 +78,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     structure, _ = split_model(
         DualEncoder(encoder, contract.pooling, contract.normalize, contract.dimension)
     )
-    parity = export_model(
+    verification = export_model(
         merge_model(structure, trained.params),
         source,
         contract,
         output,
         card=model_card(card),
         origin=origin,
+        onnx=args.onnx,
     )
-    print(
-        f"verified: JAX against sentence-transformers {metadata.version('sentence-transformers')}"
-    )
-    print(f"  {parity}")
+    print(f"verified: the JAX model against\n{verification}")
     print(f"written to {output} (step {trained.step} of {args.checkpoint})")
     if repo_id is not None:
         message = f"synrank-jax {origin.version}, step {trained.step}"
         print(f"pushed to {push(output, repo_id, args.private, message)}")
+
+
+def _verify(folder: Path) -> Verification:
+    """The checks of an exported folder; its own weights in JAX are the reference."""
+    contract = stored_contract(folder)
+    encoder = load_encoder(folder, Numerics())
+    model = DualEncoder(encoder, contract.pooling, contract.normalize, contract.dimension)
+    return verify_parity(folder, model, contract)
 
 
 def _truncated(contract: EncodingContract, dimension: int | None, source: Path) -> EncodingContract:
@@ -115,12 +131,8 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--checkpoint", metavar="RUN", required=True, help="run folder of train, or a checkpoint"
-    )
-    parser.add_argument(
-        "--output", metavar="FOLDER", required=True, help="new folder, or an earlier export"
-    )
+    parser.add_argument("--checkpoint", metavar="RUN", help="run folder of train, or a checkpoint")
+    parser.add_argument("--output", metavar="FOLDER", help="new folder, or an earlier export")
     parser.add_argument(
         "--metrics",
         metavar="METRICS.json",
@@ -133,6 +145,16 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="D",
         help="keep only the first D components of the embeddings (Matryoshka)",
+    )
+    parser.add_argument(
+        "--onnx",
+        choices=("float32", "int8"),
+        help="also write onnx/model.onnx; int8: and a quantised onnx/model_quint8.onnx",
+    )
+    parser.add_argument(
+        "--verify",
+        metavar="FOLDER",
+        help="compare an exported folder in every program installed with JAX, and change nothing",
     )
     parser.add_argument(
         "--push-to-hub",

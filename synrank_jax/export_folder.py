@@ -6,7 +6,6 @@ transformers alone loads it too (AutoModel); README.md says what to compute then
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,23 +13,19 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from synrank_jax.contract import (
-    CONTRACT_FILE,
-    EncodingContract,
-    load_tokenizer,
-    tokenizer_sha256,
-)
-from synrank_jax.engine.encoding import JaxEncoder
+from synrank_jax.contract import CONTRACT_FILE, EncodingContract
 from synrank_jax.errors import UserError
 from synrank_jax.export_manifest import README_FILE, Origin, write_manifest
 from synrank_jax.folder_settings import MODULES_FILE
 from synrank_jax.models.dual_encoder import DualEncoder
 from synrank_jax.models.pretrained import WEIGHTS_FILE, export_state_dict
-from synrank_jax.parity import VERIFICATION_TEXTS, Parity
+from synrank_jax.onnx_export import write_onnx
+from synrank_jax.parity import Verification, verify_parity
 
+Onnx = Literal["float32", "int8"]
+TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.txt",
@@ -45,7 +40,8 @@ def export_model(
     *,
     card: str,
     origin: Origin,
-) -> Parity:
+    onnx: Onnx | None = None,
+) -> Verification:
     """Write, verify and publish a folder.
 
     Args:
@@ -56,6 +52,7 @@ def export_model(
         output: new folder, or an earlier export, which is replaced.
         card: text of README.md; the verification's figures are added to it.
         origin: what the manifest says of the weights.
+        onnx: also as ONNX, in `int8` quantised too.
 
     Returns:
         The figures of the verification.
@@ -69,16 +66,19 @@ def export_model(
     try:
         building.mkdir(parents=True)
         write_folder(model, source, contract, building)
+        if onnx is not None:
+            write_onnx(building, contract, int8=onnx == "int8")
+        verification = verify_parity(building, model, contract)
+        verification.write(building)
         write_manifest(building, origin)
-        parity = verify_export(building, model, contract)
-        readme = f"{card}\n## Verification\n\nJAX against sentence-transformers: {parity}.\n"
+        readme = f"{card}\n## Verification\n\nAgainst the JAX model:\n\n{verification.table()}\n"
         (building / README_FILE).write_text(readme, "utf-8")
         _publish(building, output)
     except (OSError, SafetensorError) as error:
         raise UserError(f"--output {output}: cannot be written ({error})") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return parity
+    return verification
 
 
 def check_output(output: Path, source: Path | None = None) -> None:
@@ -140,6 +140,11 @@ def write_folder(
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+    if (source / TOKENIZER_CONFIG).is_file():
+        # Whatever the source says: the contract pads and cuts on the right.
+        settings = json.loads((source / TOKENIZER_CONFIG).read_text("utf-8"))
+        right = {"padding_side": contract.padding_side, "truncation_side": "right"}
+        _write_json(folder / TOKENIZER_CONFIG, settings | right)
     lengths: dict[str, Any] = {
         "max_seq_length": max(contract.query_length, contract.passage_length),
         "do_lower_case": False,
@@ -198,64 +203,3 @@ def _write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
 def _write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
-
-
-def verify_export(folder: Path, encoder: DualEncoder, contract: EncodingContract) -> Parity:
-    """Load an exported folder with sentence-transformers and compare it with the JAX model.
-
-    Both sides, with prompts, on short, long, empty and over-long texts, as one batch and one by
-    one.
-
-    Raises:
-        UserError: the folder does not load, or is not the same model; gives the figures.
-    """
-    model = _sentence_transformer(folder)
-    if model.similarity_fn_name != contract.similarity:
-        raise UserError(
-            f"export: similarity is {contract.similarity!r} in the encoding contract, but "
-            f"{model.similarity_fn_name!r} in the exported model"
-        )
-    digest = tokenizer_sha256(load_tokenizer(folder))
-    if digest != contract.tokenizer_sha256:
-        raise UserError(
-            f"export: the tokenizer's hash is {contract.tokenizer_sha256} in the encoding "
-            f"contract, but {digest} in the exported model; export from the model folder that "
-            "training started from"
-        )
-    sides: tuple[tuple[Literal["query", "passage"], Callable[..., Any]], ...] = (
-        ("query", model.encode_query),
-        ("passage", model.encode_document),
-    )
-    texts = list(VERIFICATION_TEXTS)
-    ours, theirs = [], []
-    for batch_size in (len(texts), 1):
-        ours_encoder = JaxEncoder(encoder, contract, folder, batch_size)
-        for side, encode in sides:
-            ours.append(ours_encoder.encode(texts, side))
-            theirs.append(encode(texts, batch_size=batch_size, show_progress_bar=False))
-    parity = Parity.of(np.concatenate(ours), np.concatenate(theirs))
-    if not parity.holds():
-        raise UserError(f"export: the exported model is not the JAX model: {parity}")
-    return parity
-
-
-def _sentence_transformer(folder: Path) -> Any:
-    """The folder as its users will load it, on CPU; nothing is downloaded, no code executed."""
-    try:
-        from sentence_transformers import SentenceTransformer
-        from transformers.utils import logging
-    except ImportError as error:
-        raise UserError(
-            f"export needs sentence-transformers and torch ({error}); "
-            "install the extra: pip install 'synrank-jax[export]'"
-        ) from error
-    logging.disable_progress_bar()
-    try:
-        return SentenceTransformer(
-            str(folder), device="cpu", local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # torch, transformers and safetensors raise many unrelated types
-        raise UserError(
-            f"export: sentence-transformers cannot load the exported folder "
-            f"({type(error).__name__}: {error})"
-        ) from error

@@ -1,6 +1,7 @@
 """The exported folder is the JAX model, or there is no exported folder."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,7 @@ from synrank_jax.hub import model_folder
 from synrank_jax.models.dual_encoder import DualEncoder
 from synrank_jax.models.numerics import Numerics
 from synrank_jax.models.pretrained import WEIGHTS_FILE, load_encoder
-from synrank_jax.parity import Parity
+from synrank_jax.parity import Parity, Verification, verify_parity
 
 ORIGIN = Origin(
     checkpoint="run", step=7, data_sha256="0", model_path="tiny", base_model=None, version="0"
@@ -90,7 +91,7 @@ LENGTHS = {"query_prompt": "query: ", "query_length": 24, "passage_length": 32}
 TINY_ENCODING = {**TINY_CONTRACT, **LENGTHS}
 
 
-def export_tiny(source: Path, output: Path) -> Parity:
+def export_tiny(source: Path, output: Path) -> Verification:
     contract = minilm_contract(**TINY_CONTRACT)
     return export_folder.export_model(
         dual_encoder(source, contract), source, contract, output, card="# Tiny\n", origin=ORIGIN
@@ -167,13 +168,20 @@ def test_export_holds_no_more_than_it_should(exported_minilm: Path) -> None:
         "export_manifest.json",
         "model.safetensors",
         "modules.json",
+        "parity.json",
         "sentence_bert_config.json",
         "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer_config.json",
         "vocab.txt",
     }
-    assert "bound 0.9999" in (exported_minilm / "README.md").read_text("utf-8")
+    card = (exported_minilm / "README.md").read_text("utf-8")
+    checked = re.findall(r"^\| ([\w-]+) .* \| (\w+) \| 24 \| .* \| 0.9999 \|$", card, re.MULTILINE)
+    assert checked == [
+        ("sentence-transformers", "right"),
+        ("transformers", "right"),
+        ("transformers", "left"),
+    ]
     modes = {(exported_minilm / name).stat().st_mode for name in ("config.json", WEIGHTS_FILE)}
     assert len(modes) == 1
 
@@ -245,7 +253,7 @@ def test_verification_refuses_a_tampered_folder(
     tamper(folder)
     contract = minilm_contract(**TINY_CONTRACT)
     with pytest.raises(UserError, match=message):
-        export_folder.verify_export(folder, dual_encoder(tiny_source, contract), contract)
+        verify_parity(folder, dual_encoder(tiny_source, contract), contract)
 
 
 def test_failed_verification_leaves_nothing_behind(
@@ -260,7 +268,7 @@ def test_failed_verification_leaves_nothing_behind(
         return {name: tensor * np.float32(1.01) for name, tensor in real(*args).items()}
 
     monkeypatch.setattr(export_folder, "export_state_dict", wrong)
-    with pytest.raises(UserError, match=r"not the JAX model: 24 embeddings compared: cosine >= "):
+    with pytest.raises(UserError, match=r"not the JAX model:\n.* differs, 24 embeddings"):
         export_tiny(tiny_source, output)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (output / "README.md").read_bytes() == before
