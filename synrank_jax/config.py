@@ -51,6 +51,9 @@ class EncodingConfig(Section):
     """`mean` of the token vectors under the attention mask, or the first token's vector."""
     normalize: bool | None = None
     """Scale embeddings to unit length."""
+    dimension: PositiveInt | None = None
+    """Components kept of the pooled vector, before normalisation (Matryoshka); null: as many as the
+    model folder keeps, else all."""
     similarity: Literal["dot", "cosine"] | None = None
     """Score of a query and a passage."""
     query_prompt: str | None = None

@@ -14,29 +14,31 @@ import pydantic
 from synrank_jax.config import Config, EncodingConfig
 from synrank_jax.config_section import Section
 from synrank_jax.errors import UserError
+from synrank_jax.export_manifest import verify_folder
 from synrank_jax.files import write_text
+from synrank_jax.folder_settings import architecture, declared_encoding
 from synrank_jax.hub import model_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 CONTRACT_FILE = "encoding_contract.json"
-MODULES_FILE = "modules.json"
-"""Of a sentence-transformers folder: its modules in order."""
 
 
 class EncodingContract(Section):
-    """How text becomes a vector and two vectors a score. All fields are decided, none is null."""
+    """How text becomes a vector and two vectors a score. All fields are decided."""
 
     pooling: Literal["mean", "cls"]
     normalize: bool
+    dimension: int | None = None
+    """Components kept of the pooled vector, before normalisation; None: all."""
     similarity: Literal["dot", "cosine"]
     query_prompt: str
     passage_prompt: str
     query_length: int
     passage_length: int
     special_tokens: bool = True
-    padding_side: Literal["right"] = "right"
+    padding_side: Literal["right", "left"] = "right"
     tokenizer_sha256: str
 
     def require_equal(self, other: Self, mine: str, theirs: str) -> None:
@@ -111,13 +113,32 @@ def resolve_contract(config: Config) -> EncodingContract:
     return contract_of_folder(folder, config.encoding)
 
 
+def source_folder(config: Config, contract: EncodingContract, name: str) -> Path:
+    """The model folder that a run started from, if it still gives the run's contract.
+
+    Args:
+        config: the run's configuration.
+        contract: the contract stored with the run's weights.
+        name: the run, in errors.
+
+    Raises:
+        UserError: it is gone or gives another contract; names every field that differs.
+    """
+    folder = model_folder(config.model.path, config.model.revision)
+    found = contract_of_folder(folder, config.encoding)
+    contract.require_equal(found, name, f"{folder}, which training started from")
+    return folder
+
+
 def contract_of_folder(
     folder: Path, encoding: EncodingConfig, digest: str | None = None
 ) -> EncodingContract:
-    """As `resolve_contract`, for a local model folder.
+    """As `resolve_contract`, for a local model folder; an exported one is verified first.
 
-    Given the tokenizer's hash, whatever it is, the folder needs no tokenizer.
+    Given the tokenizer's hash, whatever it is, the folder needs neither tokenizer nor weights.
     """
+    if digest is None:
+        verify_folder(folder)
     declared = declared_encoding(folder)
     values: dict[str, Any] = {}
     for name in ("pooling", "normalize", "similarity", "query_prompt", "passage_prompt"):
@@ -128,7 +149,11 @@ def contract_of_folder(
                 f"encoding.{name}: not given, and the model folder {folder} does not declare it; "
                 "set it in the config"
             )
-    positions = _positions(folder)
+    values["dimension"] = declared.get("dimension")
+    if encoding.dimension is not None:
+        check_dimension(encoding.dimension, values["dimension"], folder, "encoding.dimension")
+        values["dimension"] = encoding.dimension
+    positions = architecture(folder, "max_position_embeddings")
     for name in ("query_length", "passage_length"):
         values[name] = getattr(encoding, name)
         if values[name] > positions:
@@ -149,85 +174,17 @@ def contract_of_folder(
         ) from error
 
 
-def declared_encoding(folder: Path) -> dict[str, Any]:
-    """Pooling, normalisation, similarity and prompts that a sentence-transformers folder declares.
-
-    An empty dictionary without the prompts' defaults if the folder has no modules.json.
+def check_dimension(wanted: int, kept: int | None, folder: Path, field: str) -> None:
+    """Refuse to keep so many components, where `kept` of the folder's encoder (None: all) are left.
 
     Raises:
-        UserError: modules.json names a module this library cannot reproduce.
+        UserError: names `field` and the sizes.
     """
-    declared: dict[str, Any] = {"query_prompt": "", "passage_prompt": ""}
-    modules_file = folder / MODULES_FILE
-    if not modules_file.is_file():
-        return declared
-    declared["normalize"] = False
-    for module in _read_json(modules_file, list):
-        kind = str(module["type"]).rsplit(".", 1)[-1]
-        if kind == "Pooling":
-            declared["pooling"] = _pooling(folder / module["path"] / "config.json")
-        elif kind == "Normalize":
-            declared["normalize"] = True
-        elif kind != "Transformer":
-            raise UserError(
-                f"{modules_file}: module {module['type']} is not supported; "
-                "only Transformer, Pooling and Normalize are"
-            )
-    transformer_file = folder / "sentence_bert_config.json"
-    if transformer_file.is_file():
-        settings = _read_json(transformer_file, dict)
-        if settings.get("do_lower_case"):
-            raise UserError(f"{transformer_file}: do_lower_case is not supported")
-    # sentence-transformers scores with cosine unless the folder says otherwise.
-    declared["similarity"] = "cosine"
-    settings_file = folder / "config_sentence_transformers.json"
-    if settings_file.is_file():
-        settings = _read_json(settings_file, dict)
-        similarity = settings.get("similarity_fn_name") or "cosine"
-        declared["similarity"] = similarity
-        prompts = settings.get("prompts") or {}
-        declared["query_prompt"] = prompts.get("query") or ""
-        declared["passage_prompt"] = prompts.get("document") or prompts.get("passage") or ""
-    return declared
-
-
-def _read_json(path: Path, kind: type) -> Any:
-    """A JSON file of a model folder, an object or a list as `kind` says."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    if kept is not None and wanted > kept:
+        raise UserError(f"{field}: {wanted} components, but {folder} keeps only the first {kept}")
+    hidden = architecture(folder, "hidden_size")
+    if wanted >= hidden:
         raise UserError(
-            f"{path}: cannot be read as JSON ({error}); the folder is broken"
-        ) from error
-    if not isinstance(content, kind):
-        raise UserError(f"{path}: expected a {kind.__name__}, got {str(content)[:60]!r}")
-    return content
-
-
-def _pooling(path: Path) -> str | None:
-    """`mean` or `cls` of a Pooling module's config; None for any other mode or a mix."""
-    settings = _read_json(path, dict)
-    if "pooling_mode" in settings:
-        modes = settings["pooling_mode"]
-        modes = [modes] if isinstance(modes, str) else list(modes)
-    else:
-        names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-        modes = [
-            names.get(key, key)
-            for key, on in settings.items()
-            if key.startswith("pooling_mode_") and on is True
-        ]
-    if settings.get("include_prompt") is False:
-        raise UserError(f"{path}: include_prompt false (pooling skips the prompt) is not supported")
-    return modes[0] if len(modes) == 1 and modes[0] in ("mean", "cls") else None
-
-
-def _positions(folder: Path) -> int:
-    path = folder / "config.json"
-    content = _read_json(path, dict)
-    try:
-        return int(content["max_position_embeddings"])
-    except (TypeError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{path}: not a BERT-family config with max_position_embeddings ({error!r})"
-        ) from error
+            f"{field}: {wanted} is not below the encoder's {hidden} components; leave it out to "
+            "keep all"
+        )

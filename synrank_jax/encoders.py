@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 from synrank_jax.config import Config, EncodingConfig, ModelConfig
 from synrank_jax.contract import (
     CONTRACT_FILE,
-    MODULES_FILE,
     EncodingContract,
     contract_of_folder,
-    declared_encoding,
     load_tokenizer,
 )
 from synrank_jax.data.windows import Side, WindowEncoder
 from synrank_jax.errors import UserError
 from synrank_jax.files import file_sha256
+from synrank_jax.folder_settings import MODULES_FILE, declared_encoding
 from synrank_jax.hub import model_folder
 
 Backend = Literal["jax", "torch"]
@@ -73,6 +72,8 @@ class TorchEncoder(WindowEncoder):
         self._model.eval()
         super().__init__(contract, load_tokenizer(folder), batch_size, multiple=1, devices=None)
         self._folder = folder
+        # A folder that keeps more components than the contract.
+        self._cut = contract.dimension != declared_encoding(folder).get("dimension")
 
     @functools.cached_property
     def weights_sha256(self) -> str:
@@ -91,7 +92,12 @@ class TorchEncoder(WindowEncoder):
             for name, values in tokens.items()
         }
         with torch.inference_mode():
-            return self._model(features)["sentence_embedding"]
+            embeddings = self._model(features)["sentence_embedding"]
+            if self._cut:
+                embeddings = embeddings[:, : self.contract.dimension]
+                if self.contract.normalize:  # again: what was cut off had its share of the length
+                    embeddings = torch.nn.functional.normalize(embeddings, dim=1)
+            return embeddings
 
     def _finish(self, started: Any) -> NDArray[np.float32]:
         embeddings: NDArray[np.float32] = started.float().cpu().numpy()
@@ -229,11 +235,21 @@ def _folder_contract(folder: Path, encoding: EncodingConfig) -> EncodingContract
     """The stored contract of an exported folder; else what the folder and the config say."""
     if not (folder / CONTRACT_FILE).is_file():
         return contract_of_folder(folder, encoding)
+    stored = stored_contract(folder)
+    _require_requested(encoding, stored, str(folder))
+    return stored
+
+
+def stored_contract(folder: Path) -> EncodingContract:
+    """The contract of an exported folder, which its other files fulfil.
+
+    Raises:
+        UserError: no exported folder, or one that was changed since.
+    """
     stored = EncodingContract.read(folder)
     lengths = EncodingConfig(query_length=stored.query_length, passage_length=stored.passage_length)
     found = contract_of_folder(folder, lengths)
     stored.require_equal(found, f"{folder / CONTRACT_FILE}", "the other files of this folder")
-    _require_requested(encoding, stored, str(folder))
     return stored
 
 

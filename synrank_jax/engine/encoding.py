@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from synrank_jax.config import MeshConfig, ModelConfig
-from synrank_jax.contract import EncodingContract, load_tokenizer
+from synrank_jax.contract import EncodingContract, load_tokenizer, source_folder
 from synrank_jax.data.windows import WindowEncoder
 from synrank_jax.engine.checkpoint import load_trained
 from synrank_jax.engine.compilation import use_compilation_cache
@@ -86,7 +86,7 @@ def load_model(
     platform = jax.default_backend() if platform is None else platform
     folder = model_folder(config.path, config.revision)
     encoder = load_encoder(folder, numerics_of(config, contract, platform))
-    return DualEncoder(encoder, contract.pooling, contract.normalize)
+    return DualEncoder(encoder, contract.pooling, contract.normalize, contract.dimension)
 
 
 def numerics_of(config: ModelConfig, contract: EncodingContract, platform: str) -> Numerics:
@@ -107,8 +107,13 @@ def _for_encoding(config: ModelConfig) -> ModelConfig:
 
 
 def load_trained_model(path: Path) -> tuple[DualEncoder, EncodingContract, ModelConfig, int]:
-    """Model, contract, model section and step of a run folder or checkpoint."""
+    """Model, contract, model section and step of a run folder or checkpoint.
+
+    Raises:
+        UserError: there is none, or the folder that it started from gives another contract.
+    """
     trained = load_trained(path)
+    source_folder(trained.config, trained.contract, str(path))
     structure, _ = split_model(load_model(_for_encoding(trained.config.model), trained.contract))
     model = merge_model(structure, dict(trained.params))
     return model, trained.contract, trained.config.model, trained.step

@@ -239,7 +239,9 @@ def abstract_weights(
 ) -> tuple[Any, Any]:
     """Structure and weights as `split_model` gives them, with shapes in place of weights."""
     encoder = abstract_encoder(folder, numerics_of(config.model, contract, platform))
-    structure, params = split_model(DualEncoder(encoder, contract.pooling, contract.normalize))
+    structure, params = split_model(
+        DualEncoder(encoder, contract.pooling, contract.normalize, contract.dimension)
+    )
     if config.loss.learn_temperature:
         params[LOG_TEMPERATURE] = jax.ShapeDtypeStruct((), jnp.float32)
     return structure, params

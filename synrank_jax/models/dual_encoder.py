@@ -14,14 +14,19 @@ from synrank_jax.types import PackedTexts
 
 
 class DualEncoder(nnx.Module):  # type: ignore[misc]
-    """A token encoder, its pooling and its normalisation; used for queries and passages alike."""
+    """A token encoder, pooling, truncation and normalisation; for queries and passages alike."""
 
     def __init__(
-        self, encoder: BertEncoder, pooling: Literal["mean", "cls"], normalize: bool
+        self,
+        encoder: BertEncoder,
+        pooling: Literal["mean", "cls"],
+        normalize: bool,
+        dimension: int | None = None,
     ) -> None:
         self.encoder = encoder
         self.pooling = pooling
         self.normalize = normalize
+        self.dimension = dimension
 
     def encode(
         self,
@@ -31,7 +36,7 @@ class DualEncoder(nnx.Module):  # type: ignore[misc]
     ) -> Float[Array, "B D"]:
         """Embed B texts: [B, T] tokens to [B, D] float32; see `BertEncoder` and `pool`."""
         hidden = self.encoder(input_ids, attention_mask, dropout_keys)
-        return pool(hidden, attention_mask, self.pooling, self.normalize)
+        return pool(hidden, attention_mask, self.pooling, self.normalize, self.dimension)
 
     def encode_packed(
         self, texts: PackedTexts, dropout_keys: Key[Array, "R S"] | None = None
@@ -43,7 +48,7 @@ class DualEncoder(nnx.Module):  # type: ignore[misc]
         layout = packed_layout(texts, dropout_keys)
         blocks = layout.split(self.encoder.packed(texts, layout))
         pooled = [
-            pool(block, places >= 0, self.pooling, self.normalize)
+            pool(block, places >= 0, self.pooling, self.normalize, self.dimension)
             for block, places in zip(blocks, texts.blocks, strict=True)
         ]
         in_order = jnp.concatenate(pooled, axis=1)

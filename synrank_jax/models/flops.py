@@ -46,7 +46,8 @@ def step_flops(
         config: The encoder.
         tokens: As in `forward_flops`.
         squared: As in `forward_flops`.
-        pairs: Scored (query, passage) pairs: Q P of every pool, or Q L under `scope: list`.
+        pairs: Scored (query, passage) pairs: Q P of every pool, or Q L under `scope: list`. All
+            components are counted, also where `encoding.dimension` keeps fewer.
         chunked: Gradient caching is at work (encode_chunk_size below a device's share of a pool):
             the encoder runs forward once more. The scores do not.
         remat: `layer` computes every layer's forward pass once more; `dots` only the matmuls of

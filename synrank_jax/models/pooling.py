@@ -14,7 +14,8 @@ def pool(
     attention_mask: Bool[Array, "*B T"],
     pooling: Literal["mean", "cls"],
     normalize: bool,
-) -> Float[Array, "*B H"]:
+    dimension: int | None = None,
+) -> Float[Array, "*B D"]:
     """Pool token vectors under the attention mask.
 
     Args:
@@ -22,9 +23,10 @@ def pool(
         attention_mask: [..., T], False at padding on either side.
         pooling: `mean` of the attended vectors, or `cls`, the first attended vector.
         normalize: scale to unit Euclidean length.
+        dimension: D, the components kept before that; None: all H.
 
     Returns:
-        [..., H] float32. A row without attended tokens (list padding) is zero, its gradient finite.
+        [..., D] float32. A row without attended tokens (list padding) is zero, its gradient finite.
     """
     hidden = hidden.astype(jnp.float32)
     weights = attention_mask.astype(jnp.float32)
@@ -32,6 +34,7 @@ def pool(
         weights = weights * (jnp.cumsum(attention_mask, axis=-1) == 1)
     total = jnp.sum(hidden * weights[..., None], axis=-2)
     pooled = total / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1.0)
+    pooled = pooled[..., :dimension]
     return unit_length(pooled) if normalize else pooled
 
 

@@ -6,12 +6,15 @@ pretraining heads) stay out of the model and are written back unchanged by `expo
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from safetensors import SafetensorError, safe_open
 
 from synrank_jax.errors import UserError
 from synrank_jax.models.bert import BertConfig, BertEncoder
@@ -124,59 +127,64 @@ def export_state_dict(encoder: BertEncoder, source_folder: Path) -> dict[str, np
     return exported
 
 
-def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """All tensors of model.safetensors, or of the shards that its index names.
+@contextmanager
+def stored_tensors(folder: Path) -> Iterator[dict[str, Any]]:
+    """The tensors of model.safetensors, or of the shards that its index names, read when asked for.
+
+    Gives name -> open file with `get_tensor(name)` and `get_slice(name)`. A large model is then in
+    memory once, where it is wanted.
 
     Raises:
         UserError: no safetensors weights, or a damaged file.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     index = folder / INDEX_FILE
     if not (folder / WEIGHTS_FILE).is_file() and not index.is_file():
         raise UserError(
             f"model folder {folder}: no {WEIGHTS_FILE}; pickled weights are not read, convert them "
             "(transformers: AutoModel.from_pretrained(...).save_pretrained(...))"
         )
-    tensors: dict[str, np.ndarray] = {}
-    try:
-        if (folder / WEIGHTS_FILE).is_file():
-            return dict(load_file(folder / WEIGHTS_FILE))
-        for file in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values())):
-            tensors |= load_file(folder / file)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(
-            f"model folder {folder}: the safetensors weights are damaged or incomplete "
-            f"({type(error).__name__}: {error}); download them again"
-        ) from error
-    return tensors
+    with ExitStack() as files:
+        stored: dict[str, Any] = {}
+        try:
+            names = {WEIGHTS_FILE}
+            if not (folder / WEIGHTS_FILE).is_file():
+                names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+            for name in sorted(names):
+                file = files.enter_context(safe_open(folder / name, framework="np"))
+                stored |= dict.fromkeys(file.keys(), file)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise UserError(
+                f"model folder {folder}: the safetensors weights are damaged or incomplete "
+                f"({type(error).__name__}: {error}); download them again"
+            ) from error
+        yield stored
 
 
-def _matched(encoder: BertEncoder, folder: Path) -> list[tuple[str, np.ndarray, Rule | None]]:
+def _matched(encoder: BertEncoder, folder: Path) -> Iterator[tuple[str, np.ndarray, Rule | None]]:
     """Name, tensor and rule of every tensor in the folder; no rule for those we do not use.
 
     Raises:
-        UserError: lists every tensor that is missing, unexpected or of another shape.
+        UserError: before the first, lists every tensor that is missing, unexpected or of another
+            shape.
     """
     rules = _rules(encoder)
-    matched = [
-        (name, tensor, rules.get(_plain(name))) for name, tensor in read_tensors(folder).items()
-    ]
-    present = {_plain(name) for name, _, _ in matched}
-    problems = [f"missing: {name} {rules[name].torch_shape}" for name in rules.keys() - present]
-    for name, tensor, rule in matched:
-        if rule is None and not UNUSED.match(_plain(name)):
-            problems.append(f"unexpected: {name} {tensor.shape}")
-        elif rule is not None and tensor.shape != rule.torch_shape:
-            problems.append(f"shape: {name} is {tensor.shape}, config.json says {rule.torch_shape}")
-    if problems:
-        raise UserError(
-            f"model folder {folder}: the weights do not fit a BERT encoder\n  "
-            + "\n  ".join(sorted(problems))
-            + "\nuse the weights that belong to this config.json"
-        )
-    return matched
+    with stored_tensors(folder) as stored:
+        present = {_plain(name) for name in stored}
+        problems = [f"missing: {name} {rules[name].torch_shape}" for name in rules.keys() - present]
+        for name, file in stored.items():
+            rule, shape = rules.get(_plain(name)), tuple(file.get_slice(name).get_shape())
+            if rule is None and not UNUSED.match(_plain(name)):
+                problems.append(f"unexpected: {name} {shape}")
+            elif rule is not None and shape != rule.torch_shape:
+                problems.append(f"shape: {name} is {shape}, config.json says {rule.torch_shape}")
+        if problems:
+            raise UserError(
+                f"model folder {folder}: the weights do not fit a BERT encoder\n  "
+                + "\n  ".join(sorted(problems))
+                + "\nuse the weights that belong to this config.json"
+            )
+        for name, file in stored.items():
+            yield name, file.get_tensor(name), rules.get(_plain(name))
 
 
 def _rules(encoder: BertEncoder) -> dict[str, Rule]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import save_file
+from stored_weights import read_tensors
 
 from synrank_jax.errors import UserError
 from synrank_jax.hub import model_folder
@@ -21,7 +22,6 @@ from synrank_jax.models.pretrained import (
     abstract_encoder,
     export_state_dict,
     load_encoder,
-    read_tensors,
 )
 
 Tensors = dict[str, np.ndarray]
