@@ -21,7 +21,7 @@ LEVEL = 0.95
 """Of the intervals."""
 ALPHA, POWER = 0.05, 0.8
 _CHUNK = 8_192
-_DRAWN_AT_ONCE = 2**20
+_DRAWN_AT_ONCE = 2**22
 # Sums of the same numbers in another order differ by rounding; they count as equal.
 _ROUNDING = 1e-12
 
@@ -95,9 +95,10 @@ def randomization_test(
         patterns = np.arange(2**differing.size)[:, None] >> np.arange(differing.size) & 1
         return float(np.mean(_flipped_sums(patterns, differing) >= threshold))
     rng = np.random.default_rng(seed)
+    chunk = max(1, min(_CHUNK, _DRAWN_AT_ONCE // differing.size))
     count = 0
-    for start in range(0, permutations, _CHUNK):
-        rows = min(_CHUNK, permutations - start)
+    for start in range(0, permutations, chunk):
+        rows = min(chunk, permutations - start)
         patterns = rng.integers(0, 2, size=(rows, differing.size), dtype=np.int8)
         count += int(np.sum(_flipped_sums(patterns, differing) >= threshold))
     return (1 + count) / (1 + permutations)

@@ -1,0 +1,218 @@
+"""Do the scores separate the grades, and what does a gap between two scores say?"""
+
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synrank_jax.config_section import Section
+from synrank_jax.plots import PERCENTILES
+from synrank_jax.retrieval.files import Qrels, Run, ranked
+from synrank_jax.retrieval.significance import LEVEL, Interval, bootstrap_interval
+
+TOP = 10
+"""Unjudged documents are looked at down to this rank."""
+MOST_SCORES = 100_000
+"""Scores of a level in its percentiles and the pooled figure; drawn where there are more."""
+MOST_PAIRS = 500
+"""Pairs of a query that enter the calibration; drawn where there are more."""
+GAP_BINS = 10
+_RESAMPLES = 1_000
+_SEED = 0
+UNJUDGED = "unjudged"
+
+Floats = NDArray[np.float64]
+
+
+class Level(Section):
+    """The documents of one grade, or the unjudged ones among the first `TOP` of each query."""
+
+    name: str
+    scored: int
+    """Documents with a score."""
+    not_retrieved: int
+    """Judged documents that are not in the rankings, so that their score is not known."""
+    percentiles: tuple[float, ...]
+    """Of the scores, at `PERCENTILES`; empty without scores."""
+
+
+class Separation(Section):
+    """How often a document of the higher level scores above one of the lower."""
+
+    lower: str
+    higher: str
+    queries: int
+    """With documents of both."""
+    within: float
+    """Mean over these queries of the share of pairs in the right order, equal scores counting half
+    and documents that were not retrieved as the lowest."""
+    interval: Interval
+    """Of `within`, 95 %, by the bootstrap over queries."""
+    pooled: float | None
+    """The same for pairs of scored documents whatever their queries: the area under the ROC curve
+    of one threshold for all. None where a level has no scores."""
+
+
+class GapBin(Section):
+    """Pairs of documents of one query and different grades, by the distance of their scores."""
+
+    low: float
+    high: float
+    mean: float
+    """Of the distances."""
+    pairs: int
+    share: float
+    """Pairs in which the document of higher grade has the higher score."""
+    interval: Interval
+    """Of the share, 95 %: percentiles of a bootstrap that draws whole queries."""
+
+
+class ScoreFacts(Section):
+    levels: tuple[Level, ...]
+    """From the lowest."""
+    separations: tuple[Separation, ...]
+    """Of neighbouring levels."""
+    gaps: tuple[GapBin, ...]
+    in_order: float | None
+    """Share over all pairs of the calibration; None if there are none."""
+
+
+def score_facts(run: Run, qrels: Qrels) -> ScoreFacts:
+    """All figures about scores, from the rankings of the judged queries."""
+    rng = np.random.default_rng(_SEED)
+    levels = [
+        UNJUDGED,
+        *map(str, sorted({g for grades in qrels.values() for g in grades.values()})),
+    ]
+    scored: dict[str, list[Floats]] = {level: [] for level in levels}
+    missing = dict.fromkeys(levels, 0)
+    shares: dict[tuple[str, str], list[float]] = {pair: [] for pair in itertools.pairwise(levels)}
+    gaps = []
+    for query_id, grades in qrels.items():
+        scores = run.get(query_id, {})
+        top = ranked(scores)[:TOP]
+        found = _by_level(scores, grades, top, levels)
+        for level in levels:
+            known = found[level][np.isfinite(found[level])]
+            missing[level] += len(found[level]) - len(known)
+            scored[level].append(known)
+        for lower, higher in shares:
+            if len(found[lower]) and len(found[higher]):
+                shares[lower, higher].append(_share_above(found[higher], found[lower]))
+        gaps.append(_pairs(found, rng))
+    drawn = {level: _drawn(np.concatenate(scored[level]), rng) for level in levels}
+    gap_bins, in_order = _calibration(gaps, rng)
+    return ScoreFacts(
+        levels=tuple(
+            Level(
+                name=level,
+                scored=sum(map(len, scored[level])),
+                not_retrieved=missing[level],
+                percentiles=tuple(np.percentile(drawn[level], PERCENTILES).tolist())
+                if len(drawn[level])
+                else (),
+            )
+            for level in levels
+        ),
+        separations=tuple(
+            Separation(
+                lower=lower,
+                higher=higher,
+                queries=len(found_shares),
+                within=float(np.mean(found_shares)),
+                interval=bootstrap_interval(np.array(found_shares)),
+                pooled=_share_above(drawn[higher], drawn[lower])
+                if len(drawn[lower]) and len(drawn[higher])
+                else None,
+            )
+            for (lower, higher), found_shares in shares.items()
+            if found_shares
+        ),
+        gaps=gap_bins,
+        in_order=in_order,
+    )
+
+
+def _by_level(
+    scores: Mapping[str, float], grades: Mapping[str, int], top: list[str], levels: list[str]
+) -> dict[str, Floats]:
+    """Level -> scores; -inf for a judged document that was not retrieved."""
+    found: dict[str, list[float]] = {level: [] for level in levels}
+    found[UNJUDGED] = [scores[doc_id] for doc_id in top if doc_id not in grades]
+    for doc_id, grade in grades.items():
+        found[str(grade)].append(scores.get(doc_id, -np.inf))
+    return {level: np.array(values) for level, values in found.items()}
+
+
+def _share_above(higher: Floats, lower: Floats) -> float:
+    """Share of the pairs in which the value of `higher` is above that of `lower`; ties half."""
+    ordered = np.sort(lower)
+    below = np.searchsorted(ordered, higher, "left") + np.searchsorted(ordered, higher, "right")
+    return float(below.mean() / 2 / len(lower))
+
+
+def _drawn(values: Floats, rng: np.random.Generator) -> Floats:
+    if len(values) <= MOST_SCORES:
+        return values
+    return rng.choice(values, MOST_SCORES, replace=False)
+
+
+def _pairs(found: Mapping[str, Floats], rng: np.random.Generator) -> Floats:
+    """[n] signed gaps of pairs of different grades: score of the higher minus score of the lower.
+
+    Unjudged documents of the first ranks count as grade 0, as the metrics count them.
+    """
+    scores = np.concatenate(list(found.values()))
+    grades = np.concatenate(
+        [np.full(len(s), 0 if level == UNJUDGED else int(level)) for level, s in found.items()]
+    )
+    known = np.isfinite(scores)
+    scores, grades = scores[known], grades[known]
+    if len(scores) * (len(scores) - 1) // 2 <= 4 * MOST_PAIRS:
+        left, right = np.triu_indices(len(scores), k=1)
+    else:
+        left, right = rng.integers(0, len(scores), size=(2, 4 * MOST_PAIRS))
+    differing = grades[left] != grades[right]
+    left, right = left[differing], right[differing]
+    if len(left) > MOST_PAIRS:
+        chosen = rng.choice(len(left), MOST_PAIRS, replace=False)
+        left, right = left[chosen], right[chosen]
+    gaps: Floats = (scores[left] - scores[right]) * np.sign(grades[left] - grades[right])
+    return gaps
+
+
+def _calibration(
+    gaps: list[Floats], rng: np.random.Generator
+) -> tuple[tuple[GapBin, ...], float | None]:
+    """Bins of equally many pairs, from the signed gaps of each query."""
+    gap = np.concatenate(gaps)
+    if not len(gap):
+        return (), None
+    query = np.repeat(np.arange(len(gaps)), [len(found) for found in gaps])
+    distance, right = np.abs(gap), (gap > 0) + (gap == 0) / 2
+    edges = np.unique(np.quantile(distance, np.arange(GAP_BINS + 1) / GAP_BINS))
+    bins = max(len(edges) - 1, 1)
+    # An edge belongs to the bin above it, but the last.
+    place = np.clip(np.searchsorted(edges, distance, "right") - 1, 0, bins - 1)
+    cell, size = query * bins + place, len(gaps) * bins
+    pairs = np.bincount(cell, minlength=size).reshape(-1, bins)
+    hits = np.bincount(cell, weights=right, minlength=size).reshape(-1, bins)
+    drawn = rng.multinomial(len(gaps), np.full(len(gaps), 1 / len(gaps)), size=_RESAMPLES)
+    # A resample may have no pair of a bin: it says nothing there.
+    with np.errstate(invalid="ignore"):
+        shares = (drawn @ hits) / (drawn @ pairs)
+    ends = np.nanquantile(shares, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
+    found = tuple(
+        GapBin(
+            low=float(distance[place == number].min()),
+            high=float(distance[place == number].max()),
+            mean=float(distance[place == number].mean()),
+            pairs=int(pairs[:, number].sum()),
+            share=float(hits[:, number].sum() / pairs[:, number].sum()),
+            interval=Interval(*ends[:, number].tolist()),
+        )
+        for number in range(bins)
+        if pairs[:, number].any()
+    )
+    return found, float(right.mean())
