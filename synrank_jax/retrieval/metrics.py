@@ -4,6 +4,7 @@ nDCG is trec_eval's (through pytrec_eval): linear gain, the grade itself and not
 discounted by log2(rank + 1). Other numbers in the literature use the exponential gain.
 """
 
+import itertools
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from synrank_jax.retrieval.files import Qrels, Run, ranked
 
 PerQuery = dict[str, dict[str, float]]
 """{measure: {query_id: value}}."""
+_QUERIES_AT_ONCE = 256
 
 
 def parse_measures(names: Sequence[str]) -> dict[str, Any]:
@@ -87,11 +89,14 @@ def per_query(run: Run, qrels: Qrels, measures: Sequence[str]) -> PerQuery:
         _collect(values, parsed, ir_measures.iter_calc(by_trec_eval, judged, judged_run))
     if others := set(parsed.values()) - by_trec_eval:
         # RR@k and Judged@k have other rules for ties; scores without ties leave them no choice.
-        without_ties = {
-            query_id: {doc_id: -float(rank) for rank, doc_id in enumerate(ranked(scores))}
-            for query_id, scores in judged_run.items()
-        }
-        _collect(values, parsed, ir_measures.iter_calc(others, judged, without_ties))
+        query_ids = iter(judged_run)
+        while some := list(itertools.islice(query_ids, _QUERIES_AT_ONCE)):
+            without_ties = {
+                query_id: {d: -float(rank) for rank, d in enumerate(ranked(judged_run[query_id]))}
+                for query_id in some
+            }
+            qrels_of_some = {query_id: judged[query_id] for query_id in some}
+            _collect(values, parsed, ir_measures.iter_calc(others, qrels_of_some, without_ties))
     return values
 
 

@@ -18,13 +18,6 @@ from synrank_jax.retrieval.significance import (
     randomization_test,
 )
 
-NOTES = (
-    "95 % intervals: bootstrap over the queries (BCa). p: two-sided paired randomisation test over "
-    "the queries; p Holm: corrected for the number of baselines, for each measure by itself.",
-    "Detectable: the true difference that this test, with these queries, finds four times in five "
-    "(power .8, alpha .05). nDCG has linear gain (trec_eval).",
-)
-
 
 class Comparison(Section):
     """The model against one baseline in one measure."""
@@ -115,10 +108,26 @@ def summary_cells(
                     f"{low:+.4f} to {high:+.4f}",
                     p_shown(found.p),
                     p_shown(found.p_holm),
-                    f"{found.detectable:.4f}",
+                    # Without spread, as of equal systems, nothing can be said.
+                    f"{found.detectable:.4f}" if found.detectable else "",
                 )
             )
     return header, rows
+
+
+def notes(summaries: Sequence[MeasureSummary]) -> list[str]:
+    """What the columns are."""
+    found = [
+        "95 % intervals: bootstrap over the queries (BCa). nDCG has linear gain (trec_eval).",
+    ]
+    if any(summary.comparisons for summary in summaries):
+        found += [
+            "p: two-sided paired randomisation test over the queries; p Holm: corrected for the "
+            "number of baselines, for each measure by itself.",
+            "detectable: the true difference that this test finds four times in five with queries "
+            "like these (power .8, alpha .05).",
+        ]
+    return found
 
 
 def p_shown(p: float) -> str:
@@ -138,4 +147,4 @@ def summary_table(result: EvaluationResult, summaries: Sequence[MeasureSummary])
         for row in (header, *rows)
     ]
     lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join([collection_heading(result), "", *lines, "", *NOTES])
+    return "\n".join([collection_heading(result), "", *lines, "", *notes(summaries)])

@@ -1,20 +1,26 @@
 """report.html: the figures in words, tables and plots."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 
 from synrank_jax.html_page import image, page, safe, table
 from synrank_jax.retrieval.report_page.cases import SHOWN_DOCUMENTS, QueryCase, RankedDocument
 from synrank_jax.retrieval.report_page.facts import JUDGED, Facts
 from synrank_jax.retrieval.report_page.plots import words
-from synrank_jax.retrieval.report_page.scores import MOST_PAIRS, MOST_SCORES, TOP, UNJUDGED
+from synrank_jax.retrieval.report_page.scores import (
+    MOST_PAIRS,
+    MOST_SCORES,
+    TOP,
+    UNJUDGED_DRAWN,
+)
 from synrank_jax.retrieval.result import EvaluationResult
 from synrank_jax.retrieval.significance import ALPHA
-from synrank_jax.retrieval.summary import NOTES, Comparison, summary_cells
+from synrank_jax.retrieval.summary import Comparison, notes, p_shown, summary_cells
 
 _STYLE = """
 body { max-width: 66rem; }
 .summary tbody tr:has(td:first-child:not(:empty)) td { border-top: 2px solid var(--line); }
-.summary tbody td:nth-child(2) { overflow-wrap: anywhere; }
+.summary td:nth-child(2) { min-width: 6rem; overflow-wrap: anywhere; }
 .sides { display: grid; grid-template-columns: 1fr 1fr; gap: 0 1.1rem; }
 .sides > div { min-width: 0; }
 .document { font-size: .86em; margin: .35rem 0; padding: .35rem .6rem; background: var(--pale);
@@ -26,6 +32,10 @@ body { max-width: 66rem; }
 .value { font-variant-numeric: tabular-nums; }
 @media (max-width: 44rem) { .sides { grid-template-columns: 1fr; }
   table { display: block; overflow-x: auto; } }
+@media print {
+  .summary table { font-size: .8em; } .summary th, .summary td { padding-right: .4rem; }
+  .document { font-size: .72em; line-height: 1.35; } img { width: 36rem; }
+}
 """
 # key of `cost` -> what it is, how it is shown
 _COST = {
@@ -86,11 +96,12 @@ def _verdict(facts: Facts) -> str:
 def _sentences(facts: Facts, comparisons: tuple[Comparison, ...]) -> Iterator[str]:
     for found in comparisons:
         low, high = found.interval
-        difference = (
-            f"{found.difference:+.4f} ({low:+.4f} to {high:+.4f}, p Holm {found.p_holm:.2g})"
-        )
+        shown = f"{low:+.4f} to {high:+.4f}, p Holm {p_shown(found.p_holm)}"
+        difference = f"{found.difference:+.4f} ({safe(shown)})"
         name = safe(found.baseline)
-        if found.p_holm <= ALPHA:
+        if not found.detectable and not found.difference:
+            yield f"equal to {name} on every query"
+        elif found.p_holm <= ALPHA:
             verdict = "better" if found.difference > 0 else "worse"
             yield f'<span class="mark">{verdict}</span> than {name}: {difference}'
         else:
@@ -109,12 +120,12 @@ def _summary(facts: Facts, images: Mapping[str, bytes]) -> str:
     header, rows = summary_cells(facts.label, facts.summaries)
     cells = [[safe(cell) for cell in row] for row in rows]
     shown = table([safe(name) for name in header], cells, range(2, len(header)))
-    notes = "\n".join(f'<p class="soft">{safe(note)}</p>' for note in NOTES)
+    explained = "\n".join(f'<p class="soft">{safe(note)}</p>' for note in notes(facts.summaries))
     plot = ""
     if "differences" in images:
         plot = image(images["differences"], "differences to the baselines with intervals")
         plot += '\n<p class="soft">Blue: p Holm at most .05.</p>'
-    return f'<h2>Measures</h2>\n<div class="summary">{shown}</div>\n{notes}\n{plot}'
+    return f'<h2>Measures</h2>\n<div class="summary">{shown}</div>\n{explained}\n{plot}'
 
 
 def _outcomes(facts: Facts, images: Mapping[str, bytes]) -> str:
@@ -136,12 +147,13 @@ def _outcomes(facts: Facts, images: Mapping[str, bytes]) -> str:
 
 
 def _scores(facts: Facts, images: Mapping[str, bytes]) -> str:
+    digits = _digits(v for level in facts.scores.levels for v in level.percentiles)
     levels = [
         (
-            f"not judged, first {TOP}" if level.name == UNJUDGED else f"grade {level.name}",
+            f"grade {level.name}" if level.name.isdigit() else level.name,
             f"{level.scored:,}",
             f"{level.not_retrieved:,}",
-            *(f"{value:.4g}" for value in level.percentiles or ()),
+            *(f"{value:.{digits}f}" for value in level.percentiles),
             *([""] * (0 if level.percentiles else 5)),
         )
         for level in facts.scores.levels
@@ -161,8 +173,9 @@ def _scores(facts: Facts, images: Mapping[str, bytes]) -> str:
         "<p>Share of the pairs in which the document of the higher level has the higher score: "
         "1 always, .5 chance. Within a query, averaged over the queries (a judged document that "
         "was not retrieved counts as lowest), and over all queries together, as one threshold "
-        f"for all would see it. The unjudged are those among the first {TOP}: picked for their "
-        "high scores, so a grade that is not above them is no proof of a fault.</p>",
+        f"for all would see it. Unjudged: {UNJUDGED_DRAWN} of those retrieved for a query, drawn "
+        f"at random with a fixed seed. The unjudged among the first {TOP} are there for their high "
+        "scores; what is relevant among them, the judgements do not know.</p>",
         image(images["scores"], "scores by grade and their separation")
         if "scores" in images
         else "",
@@ -185,27 +198,38 @@ def _scores(facts: Facts, images: Mapping[str, bytes]) -> str:
     return "\n".join(parts)
 
 
+def _digits(values: Iterable[float]) -> int:
+    """Decimals with which the largest of the values has four digits."""
+    largest = max((abs(value) for value in values), default=0.0)
+    return max(0, 3 - math.floor(math.log10(largest))) if largest else 0
+
+
 def _calibration(facts: Facts, images: Mapping[str, bytes]) -> str:
     heading = "<h2>What does a gap between two scores say?</h2>"
     if not facts.scores.gaps:
         return f"{heading}\n<p>Nothing: no query has scored documents of different grades.</p>"
+    digits = _digits(gap.high for gap in facts.scores.gaps)
     rows = [
         (
-            f"{gap.low:.4g} to {gap.high:.4g}",
+            f"{gap.low:.{digits}f} to {gap.high:.{digits}f}",
             f"{gap.pairs:,}",
             f"{gap.share:.1%}",
             f"{gap.interval[0]:.1%} to {gap.interval[1]:.1%}",
         )
         for gap in facts.scores.gaps
     ]
+    pairs = (
+        "a relevant and an unjudged document of one query (no query has documents of two grades)"
+        if facts.scores.gaps_to_unjudged
+        else "two judged documents of one query with different grades"
+    )
     return "\n".join(
         (
             heading,
-            f"<p>Of two documents of one query with different grades, the one of higher grade has "
-            f"the higher score in {facts.scores.in_order:.1%} of the pairs. The share should rise "
-            "with the distance of the scores. Unjudged documents among the first "
-            f"{TOP} count as grade 0; at most {MOST_PAIRS} pairs of a query, drawn at random with "
-            "a fixed seed; intervals from a bootstrap over queries.</p>",
+            f"<p>Of {pairs}, the better one has the higher score in {facts.scores.in_order:.1%} of "
+            f"the pairs. The share should rise with the distance of the scores. At most "
+            f"{MOST_PAIRS} pairs of a query, drawn at random with a fixed seed; intervals from a "
+            "bootstrap over queries.</p>",
             image(images["calibration"], "share of pairs in order by score gap"),
             table(("difference of scores", "pairs", "in order", "95 % interval"), rows, (1, 2, 3)),
         )
@@ -240,7 +264,7 @@ def _cost(facts: Facts) -> str:
         if key in facts.cost
     ]
     rows += [(f"<code>{safe(key)}</code>", f"{value:,.6g}") for key, value in named.items()]
-    return "<h2>Cost</h2>\n" + table(("", ""), rows, (1,))
+    return "<h2>Cost</h2>\n" + table(("figure", "value"), rows, (1,))
 
 
 def _cases(facts: Facts) -> str:
@@ -307,4 +331,4 @@ def _origin(facts: Facts, result: EvaluationResult) -> str:
         ("SHA-256 of the collection", f"<code>{safe(facts.collection_sha256)}</code>"),
         ("versions", safe(", ".join(f"{name} {v}" for name, v in result.versions.items()))),
     ]
-    return "<h2>How it was measured</h2>\n" + table(("", ""), rows, ())
+    return "<h2>How it was measured</h2>\n" + table(("what", "value"), rows, ())

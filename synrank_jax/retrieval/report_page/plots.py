@@ -74,7 +74,8 @@ def _scores(facts: Facts) -> bytes:
     left, right = figure.subplots(1, 2)
     known = [level for level in facts.scores.levels if level.percentiles]
     boxes(left, {number: level.percentiles for number, level in enumerate(known)})
-    left.set_xticklabels([level.name for level in known])
+    names = [level.name.replace("unjudged", "un-\njudged").replace(", ", ",\n") for level in known]
+    left.set_xticklabels(names)
     named(left, "scores by grade", xlabel="grade", ylabel="score")
     found = facts.scores.separations
     right.axvline(0.5, color="0.7", linestyle=":")
@@ -130,7 +131,7 @@ def _length(facts: Facts) -> bytes:
     panel.plot(at, [b.mean for b in bins], "o-", color=BLUE, label=_plain(facts.label))
     panel.set(xticks=at, xticklabels=[f"{words(b.low, b.high)}\n{b.queries:,}" for b in bins])
     panel.set(ylim=(0, None), xlim=(-0.4, len(bins) - 0.6))
-    panel.legend(fontsize=8, frameon=False, loc="lower right")
+    figure.legend(fontsize=8, frameon=False, loc="outside upper right", ncols=3)
     named(
         panel,
         "by length of the query",

@@ -12,7 +12,9 @@ from synrank_jax.retrieval.files import Qrels, Run, ranked
 from synrank_jax.retrieval.significance import LEVEL, Interval, bootstrap_interval
 
 TOP = 10
-"""Unjudged documents are looked at down to this rank."""
+"""Down to this rank unjudged documents are a level of their own."""
+UNJUDGED_DRAWN = 20
+"""Unjudged documents of a query that stand for all that were retrieved, drawn at random."""
 MOST_SCORES = 100_000
 """Scores of a level in its percentiles and the pooled figure; drawn where there are more."""
 MOST_PAIRS = 500
@@ -20,13 +22,13 @@ MOST_PAIRS = 500
 GAP_BINS = 10
 _RESAMPLES = 1_000
 _SEED = 0
-UNJUDGED = "unjudged"
+UNJUDGED, UNJUDGED_TOP = "unjudged", f"unjudged, first {TOP}"
 
 Floats = NDArray[np.float64]
 
 
 class Level(Section):
-    """The documents of one grade, or the unjudged ones among the first `TOP` of each query."""
+    """The documents of one grade, or unjudged ones: drawn from all, or the first of each query."""
 
     name: str
     scored: int
@@ -74,6 +76,8 @@ class ScoreFacts(Section):
     separations: tuple[Separation, ...]
     """Of neighbouring levels."""
     gaps: tuple[GapBin, ...]
+    gaps_to_unjudged: bool
+    """The gaps are between relevant and unjudged documents, for want of pairs of judged ones."""
     in_order: float | None
     """Share over all pairs of the calibration; None if there are none."""
 
@@ -81,18 +85,15 @@ class ScoreFacts(Section):
 def score_facts(run: Run, qrels: Qrels) -> ScoreFacts:
     """All figures about scores, from the rankings of the judged queries."""
     rng = np.random.default_rng(_SEED)
-    levels = [
-        UNJUDGED,
-        *map(str, sorted({g for grades in qrels.values() for g in grades.values()})),
-    ]
+    grades = [str(g) for g in sorted({g for judged in qrels.values() for g in judged.values()})]
+    levels = [UNJUDGED, UNJUDGED_TOP, *grades]
     scored: dict[str, list[Floats]] = {level: [] for level in levels}
     missing = dict.fromkeys(levels, 0)
-    shares: dict[tuple[str, str], list[float]] = {pair: [] for pair in itertools.pairwise(levels)}
-    gaps = []
-    for query_id, grades in qrels.items():
-        scores = run.get(query_id, {})
-        top = ranked(scores)[:TOP]
-        found = _by_level(scores, grades, top, levels)
+    neighbours = itertools.pairwise([UNJUDGED, *grades])
+    shares: dict[tuple[str, str], list[float]] = {pair: [] for pair in neighbours}
+    gaps, gaps_to_unjudged = [], []
+    for query_id, judged in qrels.items():
+        found = _by_level(run.get(query_id, {}), judged, levels, rng)
         for level in levels:
             known = found[level][np.isfinite(found[level])]
             missing[level] += len(found[level]) - len(known)
@@ -100,9 +101,13 @@ def score_facts(run: Run, qrels: Qrels) -> ScoreFacts:
         for lower, higher in shares:
             if len(found[lower]) and len(found[higher]):
                 shares[lower, higher].append(_share_above(found[higher], found[lower]))
-        gaps.append(_pairs(found, rng))
-    drawn = {level: _drawn(np.concatenate(scored[level]), rng) for level in levels}
-    gap_bins, in_order = _calibration(gaps, rng)
+        gaps.append(_gaps({int(grade): found[grade] for grade in grades}, rng))
+        relevant = [found[grade] for grade in grades if int(grade) > 0]
+        against = {0: found[UNJUDGED], 1: np.concatenate([np.zeros(0), *relevant])}
+        gaps_to_unjudged.append(_gaps(against, rng))
+    to_unjudged = not any(map(len, gaps))
+    drawn = {level: _drawn(np.concatenate(scored[level]), MOST_SCORES, rng) for level in levels}
+    gap_bins, in_order = _calibration(gaps_to_unjudged if to_unjudged else gaps, rng)
     return ScoreFacts(
         levels=tuple(
             Level(
@@ -130,19 +135,25 @@ def score_facts(run: Run, qrels: Qrels) -> ScoreFacts:
             if found_shares
         ),
         gaps=gap_bins,
+        gaps_to_unjudged=to_unjudged,
         in_order=in_order,
     )
 
 
 def _by_level(
-    scores: Mapping[str, float], grades: Mapping[str, int], top: list[str], levels: list[str]
+    scores: Mapping[str, float],
+    judged: Mapping[str, int],
+    levels: list[str],
+    rng: np.random.Generator,
 ) -> dict[str, Floats]:
     """Level -> scores; -inf for a judged document that was not retrieved."""
     found: dict[str, list[float]] = {level: [] for level in levels}
-    found[UNJUDGED] = [scores[doc_id] for doc_id in top if doc_id not in grades]
-    for doc_id, grade in grades.items():
+    for doc_id, grade in judged.items():
         found[str(grade)].append(scores.get(doc_id, -np.inf))
-    return {level: np.array(values) for level, values in found.items()}
+    by_level = {level: np.array(values) for level, values in found.items()}
+    top = [scores[doc_id] for doc_id in ranked(scores)[:TOP] if doc_id not in judged]
+    rest = np.array([score for doc_id, score in scores.items() if doc_id not in judged])
+    return by_level | {UNJUDGED: _drawn(rest, UNJUDGED_DRAWN, rng), UNJUDGED_TOP: np.array(top)}
 
 
 def _share_above(higher: Floats, lower: Floats) -> float:
@@ -152,21 +163,14 @@ def _share_above(higher: Floats, lower: Floats) -> float:
     return float(below.mean() / 2 / len(lower))
 
 
-def _drawn(values: Floats, rng: np.random.Generator) -> Floats:
-    if len(values) <= MOST_SCORES:
-        return values
-    return rng.choice(values, MOST_SCORES, replace=False)
+def _drawn(values: Floats, most: int, rng: np.random.Generator) -> Floats:
+    return values if len(values) <= most else rng.choice(values, most, replace=False)
 
 
-def _pairs(found: Mapping[str, Floats], rng: np.random.Generator) -> Floats:
-    """[n] signed gaps of pairs of different grades: score of the higher minus score of the lower.
-
-    Unjudged documents of the first ranks count as grade 0, as the metrics count them.
-    """
-    scores = np.concatenate(list(found.values()))
-    grades = np.concatenate(
-        [np.full(len(s), 0 if level == UNJUDGED else int(level)) for level, s in found.items()]
-    )
+def _gaps(by_grade: Mapping[int, Floats], rng: np.random.Generator) -> Floats:
+    """[n] score of the higher minus score of the lower grade, of pairs of different grades."""
+    scores = np.concatenate(list(by_grade.values()))
+    grades = np.repeat(list(by_grade), list(map(len, by_grade.values())))
     known = np.isfinite(scores)
     scores, grades = scores[known], grades[known]
     if len(scores) * (len(scores) - 1) // 2 <= 4 * MOST_PAIRS:
