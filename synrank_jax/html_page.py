@@ -15,7 +15,8 @@ _STYLE = """
 :root { --ink: #1f2933; --soft: #616e7c; --line: #d9e2ec; --pale: #f5f7fa; --mark: #b44d12; }
 * { box-sizing: border-box; }
 body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
-  color: var(--ink); max-width: 60rem; margin: 2.5rem auto; padding: 0 1.25rem; }
+  color: var(--ink); max-width: 60rem; margin: 2.5rem auto; padding: 0 1.25rem;
+  overflow-wrap: break-word; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; border-bottom: 1px solid var(--line);
   padding-bottom: .25rem; }

@@ -90,7 +90,7 @@ def summary_cells(
     header: tuple[str, ...] = ("measure", "system", "mean", "95 % interval")
     compared = any(summary.comparisons for summary in summaries)
     if compared:
-        header += ("model - baseline", "95 % interval", "p", "p Holm", "detectable")
+        header += ("difference", "95 % interval", "p", "p Holm", "detectable")
     rows: list[tuple[str, ...]] = []
     for summary in summaries:
         low, high = summary.interval
@@ -124,8 +124,8 @@ def notes(summaries: Sequence[MeasureSummary]) -> list[str]:
         found += [
             "p: two-sided paired randomisation test over the queries; p Holm: corrected for the "
             "number of baselines, for each measure by itself.",
-            "detectable: the true difference that this test finds four times in five with queries "
-            "like these (power .8, alpha .05).",
+            "difference: model minus baseline; detectable: the true one that this test finds "
+            "four times in five with queries like these (power .8, alpha .05).",
         ]
     return found
 

@@ -21,6 +21,8 @@ _STYLE = """
 body { max-width: 66rem; }
 .summary tbody tr:has(td:first-child:not(:empty)) td { border-top: 2px solid var(--line); }
 .summary td:nth-child(2) { min-width: 6rem; overflow-wrap: anywhere; }
+.lengths th { white-space: normal; overflow-wrap: anywhere; min-width: 4.5rem; }
+.origin td { overflow-wrap: anywhere; } .origin td:first-child { min-width: 12rem; }
 .sides { display: grid; grid-template-columns: 1fr 1fr; gap: 0 1.1rem; }
 .sides > div { min-width: 0; }
 .document { font-size: .86em; margin: .35rem 0; padding: .35rem .6rem; background: var(--pale);
@@ -252,7 +254,7 @@ def _lengths(facts: Facts, images: Mapping[str, bytes]) -> str:
         f"<h2>{safe(facts.measure)} by length of the query</h2>\n"
         + image(images["length"], "metric by query length")
         + "\n"
-        + table(header, rows, range(1, len(header)))
+        + f'<div class="lengths">{table(header, rows, range(1, len(header)))}</div>'
     )
 
 
@@ -331,4 +333,5 @@ def _origin(facts: Facts, result: EvaluationResult) -> str:
         ("SHA-256 of the collection", f"<code>{safe(facts.collection_sha256)}</code>"),
         ("versions", safe(", ".join(f"{name} {v}" for name, v in result.versions.items()))),
     ]
-    return "<h2>How it was measured</h2>\n" + table(("what", "value"), rows, ())
+    shown = table(("what", "value"), rows, ())
+    return f'<h2>How it was measured</h2>\n<div class="origin">{shown}</div>'

@@ -195,12 +195,11 @@ def _calibration(
         return (), None
     query = np.repeat(np.arange(len(gaps)), [len(found) for found in gaps])
     distance, right = np.abs(gap), (gap > 0) + (gap == 0) / 2
-    edges = np.unique(np.quantile(distance, np.arange(GAP_BINS + 1) / GAP_BINS))
-    bins = max(len(edges) - 1, 1)
-    # An edge belongs to the bin above it, but the last.
-    place = np.clip(np.searchsorted(edges, distance, "right") - 1, 0, bins - 1)
+    edges = np.unique(np.quantile(distance, np.arange(1, GAP_BINS) / GAP_BINS))
+    _, place = np.unique(np.searchsorted(edges, distance, "right"), return_inverse=True)
+    bins = int(place.max()) + 1
     cell, size = query * bins + place, len(gaps) * bins
-    pairs = np.bincount(cell, minlength=size).reshape(-1, bins)
+    pairs = np.bincount(cell, minlength=size).reshape(-1, bins).astype(np.float64)
     hits = np.bincount(cell, weights=right, minlength=size).reshape(-1, bins)
     drawn = rng.multinomial(len(gaps), np.full(len(gaps), 1 / len(gaps)), size=_RESAMPLES)
     # A resample may have no pair of a bin: it says nothing there.
@@ -217,6 +216,5 @@ def _calibration(
             interval=Interval(*ends[:, number].tolist()),
         )
         for number in range(bins)
-        if pairs[:, number].any()
     )
     return found, float(right.mean())
