@@ -31,11 +31,21 @@ class Baseline:
     """Its rankings; None for a metrics.json without them beside it."""
 
 
+class Documents(Protocol):
+    """Documents by position and by id."""
+
+    @property
+    def ids(self) -> Sequence[str]: ...
+    def __len__(self) -> int: ...
+    def texts(self, start: int, stop: int) -> Sequence[str]: ...
+    def unknown(self, ids: Sequence[str]) -> Sequence[str]: ...
+
+
 class Collection(Protocol):
     """What all systems are scored on."""
 
     @property
-    def documents(self) -> Mapping[str, str]: ...
+    def documents(self) -> Documents: ...
     @property
     def queries(self) -> Mapping[str, str]: ...
     @property
@@ -62,7 +72,7 @@ def read_baselines(
     Args:
         metrics_files: metrics.json of earlier evaluations.
         run_files: TREC run files.
-        bm25: rank by BM25 too.
+        bm25: rank by BM25 too, which holds the texts and an index of them in memory.
         collection: queries, judgements and documents.
         evaluation: measures, depth and what to exclude.
         taken: the model's label.
@@ -109,16 +119,12 @@ def _of_run_file(path: Path, collection: Collection, evaluation: EvaluationConfi
             f"{path}: has none of the {len(missing)} scored queries (for example {missing[0]}); "
             "check evaluation.path, split and queries, or give the run of this collection"
         )
-    unknown = {
-        doc_id
-        for query_id in collection.queries
-        for doc_id in found.get(query_id, ())
-        if doc_id not in collection.documents
-    }
+    ranked_ids = {d for query_id in collection.queries for d in found.get(query_id, ())}
+    unknown = collection.documents.unknown(sorted(ranked_ids))
     if unknown:
         raise UserError(
             f"{path}: ranks {len(unknown)} documents that the collection does not have (for "
-            f"example {', '.join(sorted(unknown)[:3])}); give a run of the same corpus"
+            f"example {', '.join(unknown[:3])}); give a run of the same corpus"
         )
     if missing:
         logger.warning(
@@ -138,7 +144,9 @@ def _of_run_file(path: Path, collection: Collection, evaluation: EvaluationConfi
 
 
 def _of_bm25(collection: Collection, evaluation: EvaluationConfig) -> Baseline:
-    index = Bm25(collection.documents)
+    documents = collection.documents
+    texts = documents.texts(0, len(documents))
+    index = Bm25(dict(zip(documents.ids, texts, strict=True)))
     most = max(Counter(query_id for query_id, _ in collection.excluded).values(), default=0)
     depth = evaluation.top_k + most + int(evaluation.exclude_self_match)
     run = {

@@ -1,5 +1,5 @@
 import logging
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,24 @@ from synrank_jax.retrieval.metrics import means
 BM25_TOLERANCE = 0.01
 
 
+class Documents:
+    def __init__(self, texts: dict[str, str]) -> None:
+        self.ids = list(texts)
+        self._texts = texts
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def texts(self, start: int, stop: int) -> list[str]:
+        return list(self._texts.values())[start:stop]
+
+    def unknown(self, ids: Sequence[str]) -> list[str]:
+        return [doc_id for doc_id in ids if doc_id not in self._texts]
+
+
 @dataclass(frozen=True)
 class Collection:
-    documents: dict[str, str]
+    documents: Documents
     queries: dict[str, str]
     qrels: dict[str, dict[str, int]]
     excluded: Set[tuple[str, str]] = field(default_factory=frozenset)
@@ -27,7 +42,7 @@ class Collection:
 
 
 SMALL = Collection(
-    documents={"a": "wing flutter", "b": "heat", "c": "wing", "q1": "wing flutter wing"},
+    documents=Documents({"a": "wing flutter", "b": "heat", "c": "wing", "q1": "wing flutter wing"}),
     queries={"q1": "wing flutter", "q2": "heat of the wing"},
     qrels={"q1": {"a": 1}, "q2": {"b": 2, "c": 1}},
 )
@@ -123,7 +138,9 @@ def bm25_ndcg(folder: Path, splits: tuple[str, ...]) -> tuple[int, float]:
     qrels = {q: grades for split in splits for q, grades in beir.read_qrels(folder, split).items()}
     texts = beir.read_queries(folder)
     collection = Collection(
-        beir.read_corpus(folder), {query_id: texts[query_id] for query_id in qrels}, qrels
+        Documents(beir.read_corpus(folder)),
+        {query_id: texts[query_id] for query_id in qrels},
+        qrels,
     )
     (found,) = read_baselines([], [], True, collection, evaluation(metrics=("nDCG@10",)), "model")
     return len(qrels), means(found.per_query)["nDCG@10"]

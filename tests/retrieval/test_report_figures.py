@@ -180,9 +180,10 @@ def test_curves_are_means_of_blocks_without_what_is_not_finite() -> None:
 
 
 def test_rates_follow_from_the_times() -> None:
-    times = {"document_texts": 100.0, "document_tokens": 5_000.0, "encode_s": 4.0, "search_s": 2.0}
-    found = cost(times, queries=50)
-    assert found["document_texts_per_s"] == 25
-    assert found["document_tokens_per_s"] == 1_250
+    times = {"documents_encoded": 100.0, "encode_s": 4.0, "query_s": 1.0, "search_s": 2.0}
+    found = cost(times | {"tokens": 4_500.0, "slots": 5_000.0}, queries=50)
+    assert found["documents_per_s"] == 25
+    assert found["tokens_per_s"] == 900
+    assert found["padding_share"] == pytest.approx(0.1)
     assert found["search_ms_per_query"] == 40
     assert cost({}, queries=50) == {}

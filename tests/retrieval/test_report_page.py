@@ -55,7 +55,7 @@ def given(text: str = "wing flutter", baselines: bool = True) -> ReportInput:
         label=text,
         model=text,
         evaluation=EvaluationConfig(path=text, metrics=("nDCG@10",)),
-        timings={"encode_s": 2.0, "document_texts": 30.0, "other_s": 1.0},
+        timings={"encode_s": 2.0, "documents_encoded": 30.0, "other_s": 1.0},
     )
     found = [
         Baseline(f"{text} 1", text, values(), run(2.0)),

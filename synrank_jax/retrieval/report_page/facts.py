@@ -118,9 +118,11 @@ def cost(timings: Mapping[str, float], queries: int) -> dict[str, float]:
     """The measured times, and the rates that follow from them."""
     found = dict(timings)
     if encode_s := timings.get("encode_s"):
-        for what in ("texts", "tokens"):
-            if (count := timings.get(f"document_{what}")) is not None:
-                found[f"document_{what}_per_s"] = count / encode_s
+        found["documents_per_s"] = timings.get("documents_encoded", 0.0) / encode_s
+    if slots := timings.get("slots"):
+        found["padding_share"] = 1 - timings["tokens"] / slots
+        if seconds := timings.get("encode_s", 0.0) + timings.get("query_s", 0.0):
+            found["tokens_per_s"] = timings["tokens"] / seconds
     if "search_s" in timings:
         found["search_ms_per_query"] = 1_000 * timings["search_s"] / queries
     return found
