@@ -17,6 +17,7 @@ from typing import Any
 from synrank_jax.cli import config_parser, parsed_config, run_command
 from synrank_jax.config import EvaluationConfig
 from synrank_jax.encoders import add_model_options, load_encoder
+from synrank_jax.errors import UserError
 from synrank_jax.evaluation import (
     METRICS_FILE,
     evaluate_collection,
