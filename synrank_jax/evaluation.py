@@ -20,7 +20,7 @@ from synrank_jax.encoders import Backend, Encoder
 from synrank_jax.errors import UserError
 from synrank_jax.hub import collection_folder
 from synrank_jax.retrieval.embeddings import EmbeddingStore
-from synrank_jax.retrieval.files import Qrels, Run, require_trec_ids, write_run
+from synrank_jax.retrieval.files import RUN_FILE, Qrels, Run, require_trec_ids, write_run
 from synrank_jax.retrieval.metrics import means, parse_measures, per_query
 from synrank_jax.retrieval.result import EvaluationResult
 from synrank_jax.retrieval.search import load_faiss, ranking, unit_length
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 CACHE = Path("runs") / "cache"
 """Ingested documents and embeddings; what is missing is made again."""
 METRICS_FILE = "metrics.json"
-RUN_FILE = "run.trec"
 VERSIONED = (
     *("synrank-jax", "numpy", "faiss-cpu", "ir-measures", "pytrec-eval-terrier"),
     *("jax", "flax", "torch", "transformers", "sentence-transformers"),
