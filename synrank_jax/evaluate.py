@@ -14,7 +14,7 @@ from pathlib import Path
 
 from synrank_jax.cli import config_parser, parsed_config, run_command
 from synrank_jax.config import Config, EvaluationConfig
-from synrank_jax.encoders import load_encoder
+from synrank_jax.encoders import checkpoint_of, load_encoder
 from synrank_jax.errors import UserError
 from synrank_jax.evaluation import (
     METRICS_FILE,
@@ -59,13 +59,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         baseline.require_comparable(
             collection.sha256, collection.queries.keys(), set(evaluation.metrics), path
         )
-    encoder, backend = load_encoder(args.model, args.backend, config, evaluation.batch_size)
+    model = args.model and checkpoint_of(args.model)
+    encoder, backend = load_encoder(model, args.backend, config, evaluation.batch_size)
     result, run = evaluate_collection(
         encoder,
         evaluation,
         collection,
         label=label,
-        model=args.model or config.model.path,
+        model=model or config.model.path,
         backend=backend,
     )
     write_results(output, result, run)

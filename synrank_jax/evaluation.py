@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from synrank_jax.config import EvaluationConfig
+from synrank_jax.config import CollectionConfig, EvaluationConfig
 from synrank_jax.corpus_encoding import encode_corpus, encoding_progress, store_key
 from synrank_jax.data import beir
 from synrank_jax.data.corpus import Corpus, read_corpus
@@ -48,8 +48,8 @@ class ScoredCollection:
     sha256: str
 
 
-def read_collection(evaluation: EvaluationConfig) -> ScoredCollection:
-    """Read the collection that the section names and check that its files fit together.
+def read_collection(evaluation: CollectionConfig, section: str = "evaluation") -> ScoredCollection:
+    """Read the collection that a section of that name describes and check that its files fit.
 
     The documents are ingested under `CACHE`, once, and stay on disk.
 
@@ -57,7 +57,7 @@ def read_collection(evaluation: EvaluationConfig) -> ScoredCollection:
         UserError: a file is missing or broken, a judgement names an unknown query or document, a
             scored query is empty, or nothing is left to score.
     """
-    folder = collection_folder(evaluation.path, "evaluation.path")
+    folder = collection_folder(evaluation.path, f"{section}.path")
     documents = read_corpus(folder, CACHE / "texts")
     texts = beir.read_queries(folder)
     qrels = beir.read_qrels(folder, evaluation.split)
@@ -70,7 +70,7 @@ def read_collection(evaluation: EvaluationConfig) -> ScoredCollection:
     )
     judged = sorted({doc_id for grades in qrels.values() for doc_id in grades})
     _require_known(documents.unknown(judged), qrels_file, "documents", beir.CORPUS_FILE)
-    qrels = _subset(qrels, texts, evaluation, qrels_file)
+    qrels = _subset(qrels, texts, evaluation, qrels_file, section)
     for query_id in qrels:
         if not texts[query_id]:
             place = beir.locate_text(folder / beir.QUERIES_FILE, query_id)
@@ -98,7 +98,9 @@ def _require_known(unknown: Sequence[str], file: Path, what: str, source: str) -
         )
 
 
-def _subset(qrels: Qrels, texts: dict[str, str], evaluation: EvaluationConfig, file: Path) -> Qrels:
+def _subset(
+    qrels: Qrels, texts: dict[str, str], evaluation: CollectionConfig, file: Path, section: str
+) -> Qrels:
     if evaluation.queries is not None:
         wanted = beir.read_query_subset(Path(evaluation.queries).expanduser())
         if unknown := sorted(wanted - texts.keys()):
@@ -117,7 +119,7 @@ def _subset(qrels: Qrels, texts: dict[str, str], evaluation: EvaluationConfig, f
             )
         qrels = {query_id: grades for query_id, grades in qrels.items() if query_id in wanted}
     if not qrels:
-        raise UserError(f"{file}: no judged query to score; check evaluation.split and queries")
+        raise UserError(f"{file}: no judged query to score; check {section}.split and queries")
     return qrels
 
 

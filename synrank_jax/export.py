@@ -322,7 +322,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"verified: JAX against sentence-transformers {metadata.version('sentence-transformers')}"
     )
     print(f"  {parity}")
-    print(f"written to {output} (step {trained.step} of {args.checkpoint})")
+    print(f"written to {output} (step {trained.step} of {args.checkpoint}{trained.because})")
 
 
 def _parser() -> argparse.ArgumentParser:
