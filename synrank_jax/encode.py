@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from synrank_jax.cli import config_parser, parsed_config, run_command
 from synrank_jax.corpus_encoding import Part, encode_corpus
-from synrank_jax.encoders import add_model_options, load_encoder
+from synrank_jax.encoders import add_model_options, checkpoint_of, load_encoder
 from synrank_jax.evaluation import evaluation_section, open_store, read_documents
 
 
@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parsed_config(args)
     evaluation = evaluation_section(config)
     documents = read_documents(evaluation)
-    encoder, backend = load_encoder(args.model, args.backend, config, evaluation.batch_size)
+    encoder, backend = load_encoder(
+        args.model and checkpoint_of(args.model), args.backend, config, evaluation.batch_size
+    )
     store = open_store(encoder, backend, documents, evaluation, args.embeddings)
     encoded = encode_corpus(encoder, documents, store, args.part)
     if encoded.documents:

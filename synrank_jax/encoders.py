@@ -201,6 +201,21 @@ def load_encoder(
     return encoder, "jax"
 
 
+def checkpoint_of(model: str) -> str:
+    """The checkpoint for which a run folder stands, said on the console; another model as it is.
+
+    Raises:
+        UserError: a run folder without a whole checkpoint.
+    """
+    if not _is_run_folder(Path(model)):
+        return model
+    from synrank_jax.engine.checkpoint import chosen_checkpoint
+
+    folder, because = chosen_checkpoint(Path(model))
+    print(f"{model}: step {folder.name}{because}")
+    return str(folder)
+
+
 def named_encoder(model: str, batch_size: int) -> Encoder:
     """The encoder that a name alone describes: a run folder, an exported or sentence-transformers
     folder, `bundled:NAME` or a hub id; texts of the lengths it was made with, else 256 tokens.

@@ -16,7 +16,7 @@ from typing import Any
 
 from synrank_jax.cli import config_parser, parsed_config, run_command
 from synrank_jax.config import EvaluationConfig
-from synrank_jax.encoders import add_model_options, load_encoder
+from synrank_jax.encoders import add_model_options, checkpoint_of, load_encoder
 from synrank_jax.errors import UserError
 from synrank_jax.evaluation import (
     METRICS_FILE,
@@ -58,13 +58,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     baselines = read_baselines(
         args.baseline, args.baseline_run, args.bm25, collection, evaluation, label
     )
-    encoder, backend = load_encoder(args.model, args.backend, config, evaluation.batch_size)
+    model = args.model and checkpoint_of(args.model)
+    encoder, backend = load_encoder(model, args.backend, config, evaluation.batch_size)
     result, run = evaluate_collection(
         encoder,
         evaluation,
         collection,
         label=label,
-        model=args.model or config.model.path,
+        model=model or config.model.path,
         backend=backend,
         embeddings=args.embeddings,
     )

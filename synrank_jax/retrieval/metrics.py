@@ -18,7 +18,7 @@ PerQuery = dict[str, dict[str, float]]
 _QUERIES_AT_ONCE = 256
 
 
-def parse_measures(names: Sequence[str]) -> dict[str, Any]:
+def parse_measures(names: Sequence[str], field: str = "evaluation.metrics") -> dict[str, Any]:
     """The ir_measures objects of names such as `nDCG@10`, `R@100`, `AP(rel=2)`.
 
     Raises:
@@ -41,7 +41,7 @@ def parse_measures(names: Sequence[str]) -> dict[str, Any]:
             _require_computable(measure)
         except (AssertionError, KeyError, NameError, TypeError, ValueError) as error:
             raise UserError(
-                f"evaluation.metrics: {name!r} is not a measure that ir_measures can compute here; "
+                f"{field}: {name!r} is not a measure that ir_measures can compute here; "
                 "write for example nDCG@10, R@100, AP, RR, P@5 or AP(rel=2)"
             ) from error
         measures[name] = measure
