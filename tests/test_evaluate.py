@@ -17,7 +17,8 @@ from synrank_jax.encoders import TorchEncoder, load_encoder
 from synrank_jax.errors import UserError
 from synrank_jax.evaluation import evaluate_collection, read_collection
 from synrank_jax.hub import model_folder
-from synrank_jax.retrieval.files import read_run
+from synrank_jax.retrieval.baselines import read_baselines
+from synrank_jax.retrieval.files import read_run, write_run
 from synrank_jax.retrieval.result import EvaluationResult
 
 # Only the rounding of a few float64 operations may differ.
@@ -264,6 +265,23 @@ def test_run_files_and_bm25_are_baselines_and_the_run_folder_gives_the_training(
     assert [found["mean"] for found in judged["comparisons"]] == [1, 0]
     assert facts["training"] == [{"name": "loss", "steps": [1], "values": [0.5]}]
     assert f"report: {output / 'report.html'}" in capsys.readouterr().out
+
+
+def test_rankings_beside_a_baseline_that_it_was_not_measured_on_are_ignored(
+    collection: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = scored(collection)
+    result.write(tmp_path / "metrics.json")
+    section = EvaluationConfig(path=str(collection), metrics=("nDCG@10", "AP"))
+    files = [str(tmp_path / "metrics.json")]
+    run = {"q1": {"d2": 4.0, "d3": 3.0, "d4": 2.0, "d1": 1.0}, "q2": {"d1": 9.0, "d2": 3.0}}
+    write_run(tmp_path / "run.trec", run, "x")
+    (own,) = read_baselines(files, [], False, read_collection(section), section, "model")
+    assert own.run == run
+    write_run(tmp_path / "run.trec", run | {"q2": {"d2": 1.0}}, "x")
+    (other,) = read_baselines(files, [], False, read_collection(section), section, "model")
+    assert (other.run, other.per_query) == (None, result.per_query)
+    assert "run.trec: not the rankings that" in caplog.text
 
 
 def test_run_folder_without_a_training_is_refused(collection: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from test_comparison_table import result
 from synrank_jax.config import EvaluationConfig
 from synrank_jax.errors import UserError
 from synrank_jax.retrieval.baselines import Baseline
-from synrank_jax.retrieval.report_page.facts import Facts, ReportInput
+from synrank_jax.retrieval.report_page.facts import Facts, ReportInput, facts_of
+from synrank_jax.retrieval.report_page.plots import plots
 from synrank_jax.retrieval.report_page.write import write_report
 from synrank_jax.retrieval.summary import summarise
 
@@ -148,6 +149,11 @@ def test_hostile_texts_are_shown_and_never_markup(tmp_path: Path) -> None:
     assert "[U+202E]gnp.exe `rm -rf`" in page
     assert "\u202e" not in page
     assert "\x1b" not in page
+
+
+def test_labels_in_plots_are_no_formulas_and_of_characters_that_the_font_has() -> None:
+    """matplotlib would fail at the formula, and warn of the glyph that it lacks."""
+    assert plots(facts_of(given("$\\frac{1$ \u6f22\x07")))["differences"].startswith(b"\x89PNG")
 
 
 def test_report_that_cannot_be_written_says_so_and_leaves_no_page(tmp_path: Path) -> None:
