@@ -20,7 +20,7 @@ BEGIN, END = "<!-- generated: configuration -->", "<!-- end of generated -->"
 def sections() -> dict[str, type[Section]]:
     named = {}
     for name, field in Config.model_fields.items():
-        named[name] = OPTIONAL[name] if name in OPTIONAL else field.annotation
+        named[name] = OPTIONAL.get(name, field.annotation)
         if name == "data":
             named["data.sources[]"] = SourceConfig
     return named
