@@ -1,8 +1,10 @@
-"""Score a model on a collection: encode, search with FAISS, measure, compare, write a report.
+"""Score a model on collections: encode, search with FAISS, measure, compare, write a report.
 
     python -m synrank_jax.evaluate --config FILE.yaml                    the untrained model.path
     python -m synrank_jax.evaluate --config FILE.yaml --model FOLDER     a run folder of train, a
         checkpoint, an exported model, or any sentence-transformers folder
+    python -m synrank_jax.evaluate --suite SUITE.yaml --model MODEL      on many collections; MODEL
+        may also be bundled:NAME or a hub id, and --config FILE.yaml gives settings of its own
 
 Queries without judgements are not scored; judged queries that find nothing score 0. The output
 folder has metrics.json, run.trec, report.html, report.json and plots/.
@@ -16,7 +18,16 @@ from typing import Any
 
 from synrank_jax.cli import config_parser, parsed_config, run_command
 from synrank_jax.config import EvaluationConfig
-from synrank_jax.encoders import add_model_options, checkpoint_of, load_encoder
+from synrank_jax.config_file import load_section
+from synrank_jax.config_suite import SuiteConfig
+from synrank_jax.encoders import (
+    Backend,
+    Encoder,
+    add_model_options,
+    checkpoint_of,
+    load_encoder,
+    named_encoder,
+)
 from synrank_jax.errors import UserError
 from synrank_jax.evaluation import (
     METRICS_FILE,
@@ -33,10 +44,15 @@ from synrank_jax.retrieval.report_page.write import PAGE_FILE, write_report
 from synrank_jax.retrieval.summary import summarise, summary_table
 from synrank_jax.tracking import METRICS_FILE as LOG_FILE
 from synrank_jax.tracking import read_metrics
+from synrank_jax.retrieval.suite import suite_table
+from synrank_jax.suites import SUITE_FILE, read_suite, run_suite
+from synrank_jax.torch_encoder import TorchEncoder
 
 
 def _label(model: str | None) -> str:
-    return "zero-shot" if model is None else "-".join(Path(model).resolve().parts[-2:])
+    if model is None:
+        return "zero-shot"
+    return "-".join(Path(model).resolve().parts[-2:]) if Path(model).exists() else model
 
 
 def _default_output(label: str, evaluation: EvaluationConfig) -> Path:
@@ -48,6 +64,12 @@ def _default_output(label: str, evaluation: EvaluationConfig) -> Path:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     args = _parser().parse_args(argv)
+    if args.suite is not None:
+        _main_suite(args)
+        return
+    _refuse(args, "suite", "--collections", "--skip-missing", "--baseline-suite")
+    if args.config is None:
+        raise UserError("give --config FILE.yaml, or --suite SUITE.yaml --model MODEL")
     config = parsed_config(args)
     evaluation = evaluation_section(config)
     label = args.name or _label(args.model)
@@ -104,9 +126,61 @@ def _history(run_folder: str | None, model: str | None) -> list[dict[str, Any]]:
         ) from error
 
 
+def _main_suite(args: argparse.Namespace) -> None:
+    _refuse(args, None, "--baseline", "--baseline-run", "--bm25", "--run-folder", "--embeddings")
+    suite = load_section(SuiteConfig, args.suite)
+    settings = EvaluationConfig(path=suite.name)  # the path is each collection's own
+    if args.config is not None:
+        config = parsed_config(args)
+        settings = config.evaluation or settings
+    elif args.model is None or args.backend or args.overrides or args.print_config:
+        raise UserError(
+            "--suite needs --model, or --config with model.path; --backend, --set and "
+            "--print-config need --config"
+        )
+    collections, missing = read_suite(suite, settings, args.collections, args.skip_missing)
+    label = args.name or _label(args.model)
+    name = re.sub(r"[^\w.-]+", "-", f"{label}-{suite.name}")
+    output = Path(args.output) if args.output else Path("runs") / "evaluate" / name
+    if args.config is not None:
+        checkpoint = args.model and checkpoint_of(args.model)
+        encoder, backend = load_encoder(checkpoint, args.backend, config, settings.batch_size)
+        model = checkpoint or config.model.path
+    else:
+        encoder, backend = _named(args.model, settings.batch_size)
+        model = args.model
+    result = run_suite(
+        suite,
+        collections,
+        encoder,
+        backend,
+        output,
+        label=label,
+        model=model,
+        missing=missing,
+        baselines=args.baseline_suite,
+    )
+    print(suite_table(suite, result), end="\n\n")
+    print(f"all figures and where they come from: {output / SUITE_FILE}")
+
+
+def _named(model: str, batch_size: int) -> tuple[Encoder, Backend]:
+    encoder = named_encoder(model, batch_size)
+    return encoder, "torch" if isinstance(encoder, TorchEncoder) else "jax"
+
+
+def _refuse(args: argparse.Namespace, needed: str | None, *options: str) -> None:
+    """Refuse options of the other way to call the command."""
+    for option in options:
+        if getattr(args, option.removeprefix("--").replace("-", "_")):
+            way = f"goes with --{needed}" if needed else "is of a single collection, not of --suite"
+            raise UserError(f"{option} {way}; leave it out")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = config_parser("evaluate", __doc__)
+    parser = config_parser("evaluate", __doc__ or "", required=False)
     add_model_options(parser)
+    _add_suite_options(parser)
     parser.add_argument("--name", metavar="LABEL", help="name in tables and the run file")
     parser.add_argument(
         "--output", metavar="FOLDER", help="default: runs/evaluate/LABEL-COLLECTION-SPLIT"
@@ -132,6 +206,27 @@ def _parser() -> argparse.ArgumentParser:
         help="show the training curves of this run (default: --model, where it is a run folder)",
     )
     return parser
+
+
+def _add_suite_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--suite", metavar="SUITE.yaml", help="evaluate on these collections")
+    parser.add_argument(
+        "--collections",
+        type=Path,
+        metavar="FOLDER",
+        help="has collections of the suite as BEIR-layout folders NAME; the others are downloaded",
+    )
+    parser.add_argument(
+        "--skip-missing", action="store_true", help="leave out collections that cannot be had"
+    )
+    parser.add_argument(
+        "--baseline-suite",
+        type=Path,
+        metavar="SUITE.json",
+        nargs="+",
+        default=[],
+        help="compare each collection with these earlier runs of the suite",
+    )
 
 
 if __name__ == "__main__":

@@ -105,18 +105,21 @@ def read_queries(folder: Path) -> dict[str, str]:
 def read_qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:
     """Query id -> {document id: grade}, in file order. Higher is more relevant.
 
-    A judgement written again with the same grade counts once, and a warning gives their number.
+    A negative grade (TREC-COVID and Touché have some) is 0, as trec_eval takes both for not
+    relevant. A judgement written again with the same grade counts once. Warnings give the numbers.
 
     Raises:
-        UserError: missing file, wrong header or column count, a grade that is not a non-negative
-            integer, or one pair with two grades.
+        UserError: missing file, wrong header or column count, a grade that is not an integer, or
+            one pair with two grades.
     """
     path = qrels_file(folder, split)
     qrels: dict[str, dict[str, int]] = {}
-    repeated = 0
+    repeated = negative = 0
     for place, cells in read_table(path, QRELS_HEADER, header=True, way_out=_splits(path)):
         query_id, doc_id, text = cells
         grade = _grade(text, place)
+        if grade < 0:
+            grade, negative = 0, negative + 1
         judged = qrels.setdefault(query_id, {})
         if doc_id not in judged:
             judged[doc_id] = grade
@@ -127,6 +130,8 @@ def read_qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:
                 f"{place}: query {query_id!r} and document {doc_id!r} are judged twice, "
                 f"with grades {judged[doc_id]} and {grade}; keep one of the lines"
             )
+    if negative:
+        logger.warning("%s: %d negative grades are taken as 0, not relevant", path, negative)
     if repeated:
         logger.warning("%s: %d judgements are repeats of earlier lines; ignored", path, repeated)
     return qrels
@@ -175,9 +180,10 @@ def _splits(path: Path) -> str:
 
 
 def _grade(text: str, place: Place) -> int:
-    if not (text.isascii() and text.isdigit()):
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit()):
         raise UserError(
-            f"{place}: grade {text!r} is not a non-negative integer; grades are 0, 1, 2, ..., "
+            f"{place}: grade {text!r} is not an integer; grades are 0, 1, 2, ..., "
             "higher is more relevant, and a line that judges nothing is left out"
         )
     return int(text)

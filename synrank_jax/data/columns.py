@@ -58,6 +58,16 @@ def on_hub(path: str) -> bool:
     return path.startswith(HUB)
 
 
+def pinned(path: str) -> str:
+    """The path of a hub dataset with the commit that it names or has now.
+
+    Raises:
+        UserError: the hub cannot be asked.
+    """
+    dataset = _hub_dataset(path)
+    return path if dataset.revision is None else f"{HUB}{dataset.repo}@{dataset.revision}"
+
+
 def hub_texts(path: str, part: str) -> Stream[Text]:
     """The configuration `corpus` or `queries` of a hub dataset, streamed."""
     dataset = _hub_dataset(path)

@@ -48,7 +48,7 @@ class Cache:
         folder = self._folder / f"{kind}-{digest[:32]}"
         self._used.add(folder.name)
         if not folder.is_dir():
-            with _appearing(folder) as temporary:
+            with appearing(folder) as temporary:
                 write(temporary)
         return folder
 
@@ -60,7 +60,12 @@ class Cache:
 
 
 @contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
+def appearing(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` when the block ends, and vanishes if it fails.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     # Not the process id: machines that share a file system may have the same.
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:

@@ -95,10 +95,10 @@ def test_a_bad_corpus_line_is_named(tmp_path, line, message):
         ("q\td\t1\t0", "expected 3 filled columns"),
         ("q 0 d 1", "expected 3 filled columns"),
         ("q\t\t1", "expected 3 filled columns"),
-        ("q\te\t1.5", "grade '1.5' is not a non-negative integer"),
-        ("q\te\t-1", "grade '-1' is not a non-negative integer"),
-        ("q\te\tgood", "grade 'good' is not a non-negative integer"),
-        ("q\te\t\u0663", "is not a non-negative integer"),
+        ("q\te\t1.5", "grade '1.5' is not an integer"),
+        ("q\te\t--1", "grade '--1' is not an integer"),
+        ("q\te\tgood", "grade 'good' is not an integer"),
+        ("q\te\t\u0663", "is not an integer"),
         ("q\td\t3", "query 'q' and document 'd' are judged twice, with grades 2 and 3"),
     ],
 )
@@ -108,6 +108,12 @@ def test_a_bad_qrels_row_is_named(tmp_path, row, message):
         beir.read_qrels(tmp_path, "test")
     assert str(error.value).startswith(f"{path}:3: ")
     assert message in str(error.value)
+
+
+def test_a_negative_grade_is_not_relevant_and_counted(tmp_path, caplog):
+    write_qrels(tmp_path, "q\td\t2", "q\te\t-1", "q\tf\t-2")
+    assert beir.read_qrels(tmp_path, "test") == {"q": {"d": 2, "e": 0, "f": 0}}
+    assert "2 negative grades are taken as 0" in caplog.text
 
 
 @pytest.mark.parametrize("first", ["q\td\t2", "query-id corpus-id score", ""])
