@@ -23,6 +23,7 @@ from synrank_jax.config_suite import SuiteConfig
 from synrank_jax.encoders import (
     Backend,
     Encoder,
+    TorchEncoder,
     add_model_options,
     checkpoint_of,
     load_encoder,
@@ -41,12 +42,11 @@ from synrank_jax.retrieval.baselines import read_baselines
 from synrank_jax.retrieval.files import RUN_FILE
 from synrank_jax.retrieval.report_page.facts import ReportInput
 from synrank_jax.retrieval.report_page.write import PAGE_FILE, write_report
+from synrank_jax.retrieval.suite import suite_table
 from synrank_jax.retrieval.summary import summarise, summary_table
+from synrank_jax.suites import SUITE_FILE, read_suite, run_suite
 from synrank_jax.tracking import METRICS_FILE as LOG_FILE
 from synrank_jax.tracking import read_metrics
-from synrank_jax.retrieval.suite import suite_table
-from synrank_jax.suites import SUITE_FILE, read_suite, run_suite
-from synrank_jax.torch_encoder import TorchEncoder
 
 
 def _label(model: str | None) -> str:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
@@ -24,13 +25,14 @@ from synrank_jax.config_file import load_section
 from synrank_jax.config_suite import CollectionConfig, SuiteConfig
 from synrank_jax.errors import UserError
 from synrank_jax.retrieval.metrics import parse_measures
-from synrank_jax.retrieval.suite import SuiteResult, averages, suite_table
+from synrank_jax.retrieval.suite import SuiteResult, averages, compare, suite_table
 
 SUITES = Path(__file__).parents[1] / "configs" / "suites"
 SETTINGS = EvaluationConfig(path="unused", top_k=10)
-FORUMS = (
-    "android english gaming gis mathematica physics programmers stats tex unix webmasters wordpress"
-).split()
+FORUMS = [
+    *("android", "english", "gaming", "gis", "mathematica", "physics"),
+    *("programmers", "stats", "tex", "unix", "webmasters", "wordpress"),
+]
 
 
 def shipped(name: str) -> SuiteConfig:
@@ -129,7 +131,7 @@ def test_an_average_names_what_it_lacks():
     assert groups == {}
     assert average is not None
     assert average.metrics == {"AP": 0.1}
-    assert average.label() == "mean over 1 of 3 (missing: g, of which 1 of 2 are there, c)"
+    assert average.label() == "mean over 1 of 3 (missing: g with 1 of 2, c)"
     assert averages(suite_of(*GROUPED), {"b": {"AP": 0.9}}) == ({}, None)
 
 
@@ -206,8 +208,8 @@ def test_skipped_collections_are_recorded_and_the_average_says_so(folder, no_net
     assert list(result.missing) == ["gone"]
     both, one = result.collections
     assert both.metrics["nDCG@10"] == pytest.approx((Q1 + Q2) / 2, abs=ROUNDING)
-    assert (both.queries, both.unjudged_queries, both.documents) == (2, 0, 5)
-    assert (one.queries, one.unjudged_queries, one.exclude_self_match) == (1, 1, True)
+    assert (both.queries, both.unjudged_queries, both.documents) == (2, 1, 5)  # q3
+    assert (one.queries, one.unjudged_queries, one.exclude_self_match) == (1, 2, True)
     assert one.metrics["nDCG@10"] == pytest.approx(Q1, abs=ROUNDING)  # q2 is not averaged in
     assert result.average is not None
     assert result.average.metrics["nDCG@10"] == pytest.approx(((Q1 + Q2) / 2 + Q1) / 2)
@@ -268,7 +270,28 @@ def test_grade_1_is_not_relevant_at_threshold_2(folder, tmp_path):
     assert result.collections[0].metrics == pytest.approx(expected, abs=ROUNDING)
 
 
-def test_a_baseline_is_compared_per_collection_with_holm(folder, tmp_path, caplog):
+def scored_queries(values):
+    metrics = {"AP": sum(values) / len(values)}
+    per_query = {"AP": {f"q{number}": value for number, value in enumerate(values)}}
+    return SimpleNamespace(
+        metrics=metrics, per_query=per_query, evaluation=SimpleNamespace(metrics=("AP", "RR"))
+    )
+
+
+def test_p_values_are_corrected_for_the_number_of_collections():
+    results = {"six": scored_queries([0.5] * 6), "four": scored_queries([0.5] * 4)}
+    results["new"] = scored_queries([1.0])
+    baselines = {"six": scored_queries([0.1] * 6), "four": scored_queries([0.7] * 4)}
+    found = compare("base", results, baselines).collections
+    # All queries differ to one side: 2 of 2^n sign patterns are as far from 0.
+    assert {name: (row.p, row.p_holm) for name, row in found.items()} == {
+        "six": (2 / 2**6, 2 * 2 / 2**6),
+        "four": (2 / 2**4, 2 / 2**4),
+    }
+    assert (found["four"].mean, found["four"].baseline) == (0.5, 0.7)
+
+
+def test_a_baseline_is_compared_per_collection(folder, tmp_path, caplog):
     run(suite_of(BOTH), folder, tmp_path / "base")
     swapped = CountingEncoder(
         CountingEncoder().contract.model_copy(update={"similarity": "cosine"})
@@ -281,7 +304,7 @@ def test_a_baseline_is_compared_per_collection_with_holm(folder, tmp_path, caplo
     row = comparison.collections["both"]
     assert row.baseline == pytest.approx((Q1 + Q2) / 2, abs=ROUNDING)
     assert row.mean == result.collections[0].metrics["nDCG@10"] != row.baseline
-    assert row.p == row.p_holm == 0.5  # 2 queries, both better or both worse: 2 of 4 sign patterns
+    assert row.p == 1.0  # one query is better, one worse
     assert "has no two/one to compare with" in caplog.text
     assert "p (Holm)" in suite_table(suite, result)
     write_qrels(folder / "both", [*QRELS, ("q2", "d1", 1)])

@@ -134,7 +134,7 @@ def averages(
             found[unit] = groups[unit] if unit in groups else metrics[unit]
         elif unit in by_group:
             there = sum(member.name in metrics for member in members)
-            missing.append(f"{unit}, of which {there} of {len(members)} are there")
+            missing.append(f"{unit} with {there} of {len(members)}")
         else:
             missing.append(unit)
     if not found:
