@@ -128,19 +128,10 @@ def encode_table(collection: Path, documents: int, rounds: int) -> None:
                 with np.load(output) as stored:
                     embeddings[side] = stored["embeddings"]
                     results[side].append(json.loads(str(stored["figures"])))
-    table = Table(
-        title=f"{len(embeddings[PEER]):,} documents of {collection.name}, {rounds} rounds"
-    )
-    for name in (
-        "side",
-        "docs/s",
-        "ratio",
-        "CPU-s",
-        "CPU ratio",
-        "padding",
-        "tokenising",
-        "differs",
-    ):
+    encoded = len(embeddings[PEER])
+    table = Table(title=f"{encoded:,} documents of {collection.name}, {rounds} rounds")
+    columns = ("side", "docs/s", "ratio", "CPU-s", "CPU ratio", "padding", "tokenising", "differs")
+    for name in columns:
         table.add_column(name, justify="right")
     peer = [seconds for seconds, _, _ in results[PEER]]
     peer_cpu = [cpu for _, cpu, _ in results[PEER]]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from synrank_jax.config import CollectionConfig, Config, EvaluationConfig
 from synrank_jax.corpus_encoding import encode_corpus, encoding_progress, store_key
@@ -19,17 +20,27 @@ from synrank_jax.data.corpus import Corpus, read_corpus
 from synrank_jax.encoders import Backend, Encoder
 from synrank_jax.errors import UserError
 from synrank_jax.hub import collection_folder
+from synrank_jax.retrieval.ann import AnnSearch, recall_audit
 from synrank_jax.retrieval.embeddings import EmbeddingStore
 from synrank_jax.retrieval.files import RUN_FILE, Qrels, Run, require_trec_ids, write_run
 from synrank_jax.retrieval.metrics import means, parse_measures, per_query
 from synrank_jax.retrieval.result import EvaluationResult
-from synrank_jax.retrieval.search import load_faiss, ranking, unit_length
+from synrank_jax.retrieval.search import (
+    Found,
+    Search,
+    Vectors,
+    load_faiss,
+    ranking,
+    search,
+    unit_length,
+)
 
 logger = logging.getLogger(__name__)
 
 CACHE = Path("runs") / "cache"
 """Ingested documents and embeddings; what is missing is made again."""
 METRICS_FILE = "metrics.json"
+AUDITED_DEPTHS = (10, 100, 1000)
 VERSIONED = (
     *("synrank-jax", "numpy", "faiss-cpu", "ir-measures", "pytrec-eval-terrier"),
     *("jax", "flax", "torch", "transformers", "sentence-transformers"),
@@ -184,8 +195,6 @@ def evaluate_collection(
             len(collection.documents),
             ", ".join(collection.documents.id(position) for position in empty[:5]),
         )
-    store = open_store(encoder, backend, collection.documents, evaluation, embeddings)
-    encoded = encode_corpus(encoder, collection.documents, store)
     began = time.perf_counter()
     with encoding_progress() as progress:
         task = progress.add_task("encode queries", total=len(collection.queries))
@@ -196,15 +205,28 @@ def evaluate_collection(
     query_s = time.perf_counter() - began
     if encoder.contract.similarity == "cosine":
         queries = unit_length(queries)
+    approximate = _approximate(evaluation.search)
+    if approximate is not None:
+        approximate.check(queries.shape[1])
+    store = open_store(encoder, backend, collection.documents, evaluation, embeddings)
+    encoded = encode_corpus(encoder, collection.documents, store)
+    found: list[Found] = []
+
+    def find(queries: NDArray[np.float32], passages: Vectors, k: int) -> Found:
+        how = approximate or (search_on_accelerator() if evaluation.search == "jax" else search)
+        found.append(how(queries, passages, k))
+        return found[0]
+
     began = time.perf_counter()
     run = ranking(
         queries,
-        np.concatenate(list(store.blocks(65536))),
+        store,
         list(collection.queries),
         collection.documents.ids,
         evaluation.top_k,
         collection.excluded,
         evaluation.exclude_self_match,
+        find,
     )
     timings = {
         "documents_encoded": encoded.documents,
@@ -214,6 +236,10 @@ def evaluate_collection(
         "embedding_bytes": store.nbytes(),
         **encoder.timings(),
     }
+    recall: dict[int, float] = {}
+    if approximate is not None:
+        depths = [k for k in AUDITED_DEPTHS if k <= found[0][1].shape[1]]
+        recall = recall_audit(queries, store, found[0], depths)
     values = per_query(run, collection.qrels, evaluation.metrics)
     result = EvaluationResult(
         label=label,
@@ -229,10 +255,22 @@ def evaluate_collection(
         collection_sha256=collection.sha256,
         metrics=means(values),
         per_query=values,
+        index_recall=recall,
         timings=timings,
         versions=_versions(),
     )
     return result, run
+
+
+def _approximate(spec: str) -> AnnSearch | None:
+    return None if spec in ("flat", "jax") else AnnSearch(spec)
+
+
+def search_on_accelerator() -> Search:
+    """Exact search in JAX, which is imported here."""
+    from synrank_jax.engine.search import search as search_in_jax
+
+    return search_in_jax
 
 
 def open_store(

@@ -25,7 +25,7 @@ from synrank_jax.hub import model_folder
 from synrank_jax.parallel.mesh import batch_devices, replicated, rows
 from synrank_jax.retrieval.files import Qrels
 from synrank_jax.retrieval.metrics import means, per_query
-from synrank_jax.retrieval.search import ranking, unit_length
+from synrank_jax.retrieval.search import ArrayVectors, ranking, unit_length
 from synrank_jax.tracking import MetricsLog
 from synrank_jax.types import Tokens
 
@@ -195,7 +195,7 @@ class Validation:
             queries, passages = unit_length(queries), unit_length(passages)
         run = ranking(
             queries,
-            passages,
+            ArrayVectors(passages),
             list(self._set.queries),
             self._set.doc_ids,
             self._section.top_k,

@@ -40,6 +40,8 @@ class EvaluationResult(Section):
     """{measure: mean over the queries}."""
     per_query: dict[str, dict[str, float]]
     """{measure: {query_id: value}}."""
+    index_recall: dict[int, float] = pydantic.Field(default_factory=dict)
+    """{k: recall of the approximate index at k against exact search}; empty for exact search."""
     timings: dict[str, float] = pydantic.Field(default_factory=dict)
     """What it took: seconds of each stage, texts, tokens and slots encoded (documents found encoded
     from before not counted), bytes of the embeddings."""

@@ -147,4 +147,8 @@ def summary_table(result: EvaluationResult, summaries: Sequence[MeasureSummary])
         for row in (header, *rows)
     ]
     lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join([collection_heading(result), "", *lines, "", *notes(summaries)])
+    audit = [
+        f"recall@{k} of {result.evaluation.search} against exact search: {recall:.4f}"
+        for k, recall in result.index_recall.items()
+    ]
+    return "\n".join([collection_heading(result), "", *lines, "", *audit, *notes(summaries)])
