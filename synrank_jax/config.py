@@ -260,7 +260,14 @@ class TrainConfig(Section):
     keep_checkpoints: PositiveInt = 2
     """Checkpoints kept, newest first."""
     keep_best: Annotated[int, Field(ge=0, strict=True)] = 0
-    """Further checkpoints kept: those with the lowest training loss since the one before."""
+    """Further checkpoints kept: those with the lowest training loss since the one before. With
+    `validation`: with the best validation metric, and 0 keeps one."""
+    eval_every: PositiveInt | None = None
+    """Steps between evaluations on `validation`, with one before the first step and one after the
+    last; one that finds a better model saves it."""
+    patience: PositiveInt | None = None
+    """Evaluations in a row without a better model after which the run ends early; null: it never
+    does."""
     skip_updates: Annotated[int, Field(ge=0, strict=True)] = 0
     """Updates with a non-finite loss or gradient, or a loss spike, that the run may leave out; one
     more stops it."""
@@ -285,11 +292,15 @@ class TrainConfig(Section):
                 f"global_batch_size {self.global_batch_size}; "
                 f"{divisors_named(self.global_batch_size)} would"
             )
+        if self.patience is not None and self.eval_every is None:
+            raise ValueError(
+                f"patience {self.patience} counts evaluations, but there are none; set eval_every"
+            )
         return self
 
 
-class EvaluationConfig(Section):
-    """The collection that `evaluate` scores a model on."""
+class CollectionConfig(Section):
+    """A collection to score a model on, and how."""
 
     path: str
     """BEIR-layout folder, or `bundled:cranfield`."""
@@ -302,16 +313,32 @@ class EvaluationConfig(Section):
     exclude_self_match: bool = False
     """Drop a document whose id is the query's id (ArguAna, Quora)."""
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("nDCG@10", "R@100", "AP")
-    """Measures in ir_measures' notation; the first decides significance tests."""
+    """Measures in ir_measures' notation; the first decides significance tests and, in
+    `validation`, which checkpoint is best."""
     top_k: PositiveInt = 1000
     """Documents kept per query in the run file."""
     batch_size: PositiveInt = 64
     """Texts of full length encoded at once; of shorter ones as many more."""
+
+
+class EvaluationConfig(CollectionConfig):
+    """The collection that `evaluate` scores a model on."""
+
     embedding_dtype: Literal["float32", "float16"] = "float32"
     """Precision of the documents' embeddings on disk; they are compared in float32."""
     search: str = "flat"
     """`flat`: exact, by FAISS; `jax`: exact, on the accelerator; or a FAISS factory string such as
     `IVF4096,PQ64;nprobe=32` or `HNSW32`, whose recall against exact search is reported."""
+
+
+class ValidationConfig(CollectionConfig):
+    """The small collection that `train` scores its model on every `train.eval_every` steps, exactly
+    as `evaluate` would score that checkpoint.
+    """
+
+    split: str = "dev"
+    """Which qrels file: qrels/SPLIT.tsv. Not that of the results to report: the best checkpoint is
+    chosen by it."""
 
 
 class Config(Section):
@@ -324,11 +351,16 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     train: TrainConfig
+    validation: ValidationConfig | None = None
     evaluation: EvaluationConfig | None = None
 
     def pool_size(self) -> int:
         """Queries per loss pool."""
         return self.train.pool_size or self.train.global_batch_size
+
+    def best_kept(self) -> int:
+        """Checkpoints kept because they are the best; with `validation` at least one."""
+        return max(self.train.keep_best, int(self.validation is not None))
 
     def in_batch_level(self) -> float:
         """Where in-batch passages stand: at their grade, else one level below the lowest one."""
@@ -339,6 +371,20 @@ class Config(Section):
         """Points of the grade axis, ascending: the grades and, in a pool, `in_batch_level`."""
         in_batch = {self.in_batch_level()} if self.loss.scope == "pool" else set[float]()
         return tuple(sorted({*in_batch, *map(float, self.data.grades)}))
+
+    @model_validator(mode="after")
+    def _validated_when_asked(self) -> Self:
+        if self.train.eval_every is not None and self.validation is None:
+            raise ValueError(
+                f"train.eval_every {self.train.eval_every} needs a collection to evaluate on; add "
+                "`validation:` with at least `path:`, or leave train.eval_every null"
+            )
+        if self.validation is not None and self.train.eval_every is None:
+            raise ValueError(
+                "validation is never scored without train.eval_every, the steps between two "
+                "evaluations; set it, or remove the section"
+            )
+        return self
 
     @model_validator(mode="after")
     def _losses_fit(self) -> Self:

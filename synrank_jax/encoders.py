@@ -3,6 +3,7 @@
 torch and JAX are imported only by the encoder that needs them.
 """
 
+import argparse
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -146,6 +147,25 @@ def _sentence_transformer(folder: Path, contract: EncodingContract) -> Any:
     return model
 
 
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """What `encode` and `evaluate` share."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--model", metavar="FOLDER", help="the model; left out: as --zero-shot")
+    which.add_argument("--zero-shot", action="store_true", help="model.path as it is, untrained")
+    parser.add_argument(
+        "--backend",
+        choices=("jax", "torch"),
+        help="what computes the embeddings (default: jax for checkpoints, else torch)",
+    )
+    parser.add_argument(
+        "--embeddings",
+        type=Path,
+        metavar="FOLDER",
+        help="where the documents' embeddings are kept (default: a folder under runs/cache that "
+        "belongs to this model and these documents; it may be deleted)",
+    )
+
+
 def load_encoder(
     model: str | None, backend: Backend | None, config: Config, batch_size: int
 ) -> tuple[Encoder, Backend]:
@@ -179,6 +199,21 @@ def load_encoder(
     encoder: Encoder = checkpoint_encoder(folder, batch_size)
     _require_requested(config.encoding, encoder.contract, model)
     return encoder, "jax"
+
+
+def checkpoint_of(model: str) -> str:
+    """The checkpoint for which a run folder stands, said on the console; another model as it is.
+
+    Raises:
+        UserError: a run folder without a whole checkpoint.
+    """
+    if not _is_run_folder(Path(model)):
+        return model
+    from synrank_jax.engine.checkpoint import chosen_checkpoint
+
+    folder, because = chosen_checkpoint(Path(model))
+    print(f"{model}: step {folder.name}{because}")
+    return str(folder)
 
 
 def named_encoder(model: str, batch_size: int) -> Encoder:

@@ -1,39 +1,38 @@
-"""Score a model on a collection: encode, search with FAISS, measure, write a run file and metrics.
+"""Score a model on a collection: encode, search with FAISS, measure, compare, write a report.
 
     python -m synrank_jax.evaluate --config FILE.yaml                    the untrained model.path
     python -m synrank_jax.evaluate --config FILE.yaml --model FOLDER     a run folder of train, a
         checkpoint, an exported model, or any sentence-transformers folder
 
-Queries without judgements are not scored; judged queries that find nothing score 0.
+Queries without judgements are not scored; judged queries that find nothing score 0. The output
+folder has metrics.json, run.trec, report.html, report.json and plots/.
 """
 
 import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from synrank_jax.cli import config_parser, parsed_config, run_command
-from synrank_jax.config import Config, EvaluationConfig
-from synrank_jax.encoders import load_encoder
+from synrank_jax.config import EvaluationConfig
+from synrank_jax.encoders import add_model_options, checkpoint_of, load_encoder
 from synrank_jax.errors import UserError
 from synrank_jax.evaluation import (
     METRICS_FILE,
-    RUN_FILE,
     evaluate_collection,
+    evaluation_section,
     read_collection,
     write_results,
 )
-from synrank_jax.retrieval.report import comparison_table
-from synrank_jax.retrieval.result import EvaluationResult
-
-
-def _evaluation(config: Config) -> EvaluationConfig:
-    if config.evaluation is None:
-        raise UserError(
-            "evaluation: this section is missing, so there is no collection to score on; add "
-            "`evaluation:` with at least `path:` (for example bundled:cranfield)"
-        )
-    return config.evaluation
+from synrank_jax.plots import new_figure
+from synrank_jax.retrieval.baselines import read_baselines
+from synrank_jax.retrieval.files import RUN_FILE
+from synrank_jax.retrieval.report_page.facts import ReportInput
+from synrank_jax.retrieval.report_page.write import PAGE_FILE, write_report
+from synrank_jax.retrieval.summary import summarise, summary_table
+from synrank_jax.tracking import METRICS_FILE as LOG_FILE
+from synrank_jax.tracking import read_metrics
 
 
 def _label(model: str | None) -> str:
@@ -50,43 +49,64 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     args = _parser().parse_args(argv)
     config = parsed_config(args)
-    evaluation = _evaluation(config)
+    evaluation = evaluation_section(config)
     label = args.name or _label(args.model)
     output = Path(args.output) if args.output else _default_output(label, evaluation)
-    baselines = [EvaluationResult.read(Path(path)) for path in args.baseline]
+    new_figure(1, 1)  # better missing now than after the encoding
+    history = _history(args.run_folder, args.model)
     collection = read_collection(evaluation)
-    for path, baseline in zip(args.baseline, baselines, strict=True):
-        baseline.require_comparable(
-            collection.sha256, collection.queries.keys(), set(evaluation.metrics), path
-        )
-    encoder, backend = load_encoder(args.model, args.backend, config, evaluation.batch_size)
+    baselines = read_baselines(
+        args.baseline, args.baseline_run, args.bm25, collection, evaluation, label
+    )
+    model = args.model and checkpoint_of(args.model)
+    encoder, backend = load_encoder(model, args.backend, config, evaluation.batch_size)
     result, run = evaluate_collection(
         encoder,
         evaluation,
         collection,
         label=label,
-        model=args.model or config.model.path,
+        model=model or config.model.path,
         backend=backend,
+        embeddings=args.embeddings,
     )
     write_results(output, result, run)
-    for baseline in baselines:
-        print(comparison_table([(baseline.label, baseline), (label, result)]), end="\n\n")
-    if not baselines:
-        print(comparison_table([(label, result)]), end="\n\n")
+    summaries = summarise(result.per_query, baselines)
+    write_report(
+        output,
+        ReportInput(
+            result=result,
+            run=run,
+            qrels=collection.qrels,
+            queries=collection.queries,
+            text_of=collection.documents.text,
+            baselines=baselines,
+            summaries=summaries,
+            history=history,
+        ),
+    )
+    print(summary_table(result, summaries), end="\n\n")
     print(f"metrics, per query too: {output / METRICS_FILE}")
     print(f"rankings: {output / RUN_FILE}")
+    print(f"report: {output / PAGE_FILE}")
+
+
+def _history(run_folder: str | None, model: str | None) -> list[dict[str, Any]]:
+    """Records of the training: of --run-folder, or of the model where it is a run folder."""
+    if run_folder is None and model is not None and (Path(model) / LOG_FILE).is_file():
+        run_folder = model
+    if run_folder is None:
+        return []
+    try:
+        return read_metrics(Path(run_folder))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--run-folder {run_folder}: no readable {LOG_FILE} of a training there ({error})"
+        ) from error
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = config_parser("evaluate", __doc__)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--model", metavar="FOLDER", help="the model; left out: as --zero-shot")
-    which.add_argument("--zero-shot", action="store_true", help="model.path as it is, untrained")
-    parser.add_argument(
-        "--backend",
-        choices=("jax", "torch"),
-        help="what computes the embeddings (default: jax for checkpoints, else torch)",
-    )
+    add_model_options(parser)
     parser.add_argument("--name", metavar="LABEL", help="name in tables and the run file")
     parser.add_argument(
         "--output", metavar="FOLDER", help="default: runs/evaluate/LABEL-COLLECTION-SPLIT"
@@ -96,7 +116,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="METRICS.json",
         nargs="+",
         default=[],
-        help="compare with these earlier evaluations (paired p-values)",
+        help="compare with these earlier evaluations",
+    )
+    parser.add_argument(
+        "--baseline-run",
+        metavar="FILE.trec",
+        nargs="+",
+        default=[],
+        help="compare with these TREC run files",
+    )
+    parser.add_argument("--bm25", action="store_true", help="compare with BM25")
+    parser.add_argument(
+        "--run-folder",
+        metavar="FOLDER",
+        help="show the training curves of this run (default: --model, where it is a run folder)",
     )
     return parser
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from synrank_jax.config import EvaluationConfig
+from synrank_jax.config import CollectionConfig, Config, EvaluationConfig
 from synrank_jax.corpus_encoding import encode_corpus, encoding_progress, store_key
 from synrank_jax.data import beir
 from synrank_jax.data.corpus import Corpus, read_corpus
@@ -20,7 +20,7 @@ from synrank_jax.encoders import Backend, Encoder
 from synrank_jax.errors import UserError
 from synrank_jax.hub import collection_folder
 from synrank_jax.retrieval.embeddings import EmbeddingStore
-from synrank_jax.retrieval.files import Qrels, Run, require_trec_ids, write_run
+from synrank_jax.retrieval.files import RUN_FILE, Qrels, Run, require_trec_ids, write_run
 from synrank_jax.retrieval.metrics import means, parse_measures, per_query
 from synrank_jax.retrieval.result import EvaluationResult
 from synrank_jax.retrieval.search import load_faiss, ranking, unit_length
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 CACHE = Path("runs") / "cache"
 """Ingested documents and embeddings; what is missing is made again."""
 METRICS_FILE = "metrics.json"
-RUN_FILE = "run.trec"
 VERSIONED = (
     *("synrank-jax", "numpy", "faiss-cpu", "ir-measures", "pytrec-eval-terrier"),
     *("jax", "flax", "torch", "transformers", "sentence-transformers"),
@@ -48,17 +47,41 @@ class ScoredCollection:
     sha256: str
 
 
-def read_collection(evaluation: EvaluationConfig) -> ScoredCollection:
-    """Read the collection that the section names and check that its files fit together.
+def evaluation_section(config: Config) -> EvaluationConfig:
+    """The evaluation section of a configuration.
 
-    The documents are ingested under `CACHE`, once, and stay on disk.
+    Raises:
+        UserError: there is none.
+    """
+    if config.evaluation is None:
+        raise UserError(
+            "evaluation: this section is missing, so there is no collection to score on; add "
+            "`evaluation:` with at least `path:` (for example bundled:cranfield)"
+        )
+    return config.evaluation
+
+
+def read_documents(evaluation: CollectionConfig, section: str = "evaluation") -> Corpus:
+    """The documents of the collection, ingested under `CACHE` once; they stay on disk.
+
+    Raises:
+        UserError: the corpus is missing, empty or malformed.
+    """
+    folder = collection_folder(evaluation.path, f"{section}.path")
+    documents = read_corpus(folder, CACHE / "texts")
+    require_trec_ids(documents.ids, "document")
+    return documents
+
+
+def read_collection(evaluation: CollectionConfig, section: str = "evaluation") -> ScoredCollection:
+    """Read the collection that a section of that name describes and check that its files fit.
 
     Raises:
         UserError: a file is missing or broken, a judgement names an unknown query or document, a
             scored query is empty, or nothing is left to score.
     """
-    folder = collection_folder(evaluation.path, "evaluation.path")
-    documents = read_corpus(folder, CACHE / "texts")
+    folder = collection_folder(evaluation.path, f"{section}.path")
+    documents = read_documents(evaluation, section)
     texts = beir.read_queries(folder)
     qrels = beir.read_qrels(folder, evaluation.split)
     qrels_file = beir.qrels_file(folder, evaluation.split)
@@ -70,14 +93,13 @@ def read_collection(evaluation: EvaluationConfig) -> ScoredCollection:
     )
     judged = sorted({doc_id for grades in qrels.values() for doc_id in grades})
     _require_known(documents.unknown(judged), qrels_file, "documents", beir.CORPUS_FILE)
-    qrels = _subset(qrels, texts, evaluation, qrels_file)
+    qrels = _subset(qrels, texts, evaluation, qrels_file, section)
     for query_id in qrels:
         if not texts[query_id]:
             place = beir.locate_text(folder / beir.QUERIES_FILE, query_id)
             raise UserError(
                 f"{place}: query {query_id!r} is empty; write its text or drop its qrels"
             )
-    require_trec_ids(documents.ids, "document")
     require_trec_ids(qrels, "query")
     pairs = beir.read_exclude(folder) if evaluation.exclude else frozenset[tuple[str, str]]()
     own = sorted(pair for pair in pairs if pair[0] in qrels)
@@ -98,7 +120,9 @@ def _require_known(unknown: Sequence[str], file: Path, what: str, source: str) -
         )
 
 
-def _subset(qrels: Qrels, texts: dict[str, str], evaluation: EvaluationConfig, file: Path) -> Qrels:
+def _subset(
+    qrels: Qrels, texts: dict[str, str], evaluation: CollectionConfig, file: Path, section: str
+) -> Qrels:
     if evaluation.queries is not None:
         wanted = beir.read_query_subset(Path(evaluation.queries).expanduser())
         if unknown := sorted(wanted - texts.keys()):
@@ -117,7 +141,7 @@ def _subset(qrels: Qrels, texts: dict[str, str], evaluation: EvaluationConfig, f
             )
         qrels = {query_id: grades for query_id, grades in qrels.items() if query_id in wanted}
     if not qrels:
-        raise UserError(f"{file}: no judged query to score; check evaluation.split and queries")
+        raise UserError(f"{file}: no judged query to score; check {section}.split and queries")
     return qrels
 
 

@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         onnx=args.onnx,
     )
     print(f"verified: the JAX model against\n{verification}")
-    print(f"written to {output} (step {trained.step} of {args.checkpoint})")
+    print(f"written to {output} (step {trained.step} of {args.checkpoint}{trained.because})")
     if repo_id is not None:
         message = f"synrank-jax {origin.version}, step {trained.step}"
         print(f"pushed to {push(output, repo_id, args.private, message)}")

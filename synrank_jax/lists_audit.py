@@ -168,7 +168,7 @@ def audit(args: argparse.Namespace, open_backend: OpenBackend) -> ListsAudit:
         leakage=leakage.measure(contexts, _overlap(contexts)),
         agreements=tuple(opinion for opinion, _ in opinions),
     )
-    write_text(output / PAGE_FILE, page(report, findings.examples, new_figure))
+    write_text(output / PAGE_FILE, page(report, findings.examples))
     # At the end: a filter takes the findings only with the figures that belong to them.
     write_text(output / AUDIT_FILE, report.model_dump_json(indent=2) + "\n")
     print(summary_text(report))

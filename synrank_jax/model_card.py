@@ -217,10 +217,9 @@ def _protocol(result: EvaluationResult) -> str:
     search = "exactly" if evaluation.search in exact else f"by {plain(evaluation.search)}"
     return (
         f"{plain(_collection(result))}: {result.queries} judged queries, each against all "
-        f"{result.documents:,} documents, searched {search} in {evaluation.embedding_dtype}; the best "
-        f"{evaluation.top_k} scored with ir_measures; "
-        f"{result.excluded_pairs} excluded pairs dropped; documents with the id of the query "
-        f"{self_match}"
+        f"{result.documents:,} documents, searched {search} in {evaluation.embedding_dtype}; the "
+        f"best {evaluation.top_k} scored with ir_measures; {result.excluded_pairs} excluded pairs "
+        f"dropped; documents with the id of the query {self_match}"
     )
 
 

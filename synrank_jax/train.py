@@ -2,8 +2,8 @@
 
     python -m synrank_jax.train --config configs/quickstart.yaml --set train.epochs=1
 
-Everything is written to train.output: config.yaml, metrics.jsonl (one record per step),
-tensorboard/ and checkpoints/.
+Everything is written to train.output: config.yaml, metrics.jsonl (one record per step, and one per
+evaluation), tensorboard/, checkpoints/, and validation.json where there is a `validation`.
 """
 
 import math
@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from synrank_jax.cli import config_parser, parsed_config, run_command
-from synrank_jax.config import Config, TrainConfig
+from synrank_jax.config import Config, TrainConfig, ValidationConfig
 from synrank_jax.contract import EncodingContract, resolve_contract
 from synrank_jax.data.pipeline import PreparedLists, batches
 from synrank_jax.engine.batches import on_devices
@@ -29,6 +29,7 @@ from synrank_jax.engine.checkpoint import Checkpoints, size_bytes
 from synrank_jax.engine.compilation import use_compilation_cache
 from synrank_jax.engine.distributed import coordination, joined
 from synrank_jax.engine.encoding import load_model
+from synrank_jax.engine.history import History
 from synrank_jax.engine.hosts import Hosts, watched
 from synrank_jax.engine.integrity import tidy
 from synrank_jax.engine.monitor import StepMonitor
@@ -60,11 +61,15 @@ from synrank_jax.engine.state import (
 )
 from synrank_jax.engine.step import make_train_step
 from synrank_jax.engine.updates import UpdateBudget
+from synrank_jax.engine.validation import DevSet, Validation
 from synrank_jax.errors import UserError
+from synrank_jax.evaluation import read_collection
 from synrank_jax.files import locked
 from synrank_jax.models.bert import BertConfig
 from synrank_jax.optim import learning_rate_schedule, make_optimizer
 from synrank_jax.parallel.mesh import check_heads_divide, make_mesh, rows_per_pool
+from synrank_jax.retrieval.metrics import parse_measures
+from synrank_jax.retrieval.search import load_faiss
 from synrank_jax.tracking import (
     METRICS_FILE,
     MetricsLog,
@@ -123,6 +128,15 @@ class Job(NamedTuple):
     params: Params
     tx: optax.GradientTransformationExtraArgs
     train_step: Any
+    validation: Validation | None
+
+    def due(self, step: int) -> bool:
+        """Whether the model after so many steps is to be evaluated and was not."""
+        return self.validation is not None and self.validation.due(step)
+
+    def over(self, step: int) -> bool:
+        """Whether the run ends with this step: it is the last, or evaluations say stop."""
+        return step == self.steps or (self.validation is not None and self.validation.over())
 
     def batches_from(self, step: int) -> Iterator[Batch]:
         """The batches after so many steps, on the devices."""
@@ -169,20 +183,34 @@ def _run(
         return None
 
     folder = Path(config.train.output).expanduser()
-    own = identity(config, job.contract, job.lists.fingerprint)
+    validation = job.validation
+    own = identity(
+        config,
+        job.contract,
+        job.lists.fingerprint,
+        None if validation is None else validation.sha256,
+    )
     with ExitStack() as closing:
 
-        def opened() -> tuple[int, dict[str, Any]]:
+        def opened() -> tuple[int, dict[str, Any], Any]:
             closing.enter_context(locked(folder, "train.output"))
             claim(folder, config, job.contract)
             done = tidy(folder / CHECKPOINTS) or 0
-            check_space(folder, size_bytes(abstract), config.train)
-            return done, own
+            check_space(folder, size_bytes(abstract), config)
+            if validation is None:
+                return done, own, None
+            history = validation.history
+            found = History.resumed(folder, history.metric, history.collection_sha256, done)
+            return done, own, found.model_dump(mode="json")
 
-        done, first = hosts.first(opened)
+        done, first, found = hosts.first(opened)
         check_same_run(first, own)
         check_shared(folder)
-        checkpoints = Checkpoints(folder, config, job.contract, job.lists.fingerprint)
+        best = None
+        if validation is not None:
+            validation.history = History.model_validate(found)
+            best = validation.best
+        checkpoints = Checkpoints(folder, config, job.contract, job.lists.fingerprint, best)
         closing.callback(checkpoints.close)
         if done:
             check_same_data(
@@ -193,12 +221,14 @@ def _run(
         else:
             state = initial_state(job.params, job.tx, job.mesh)
         job.params.clear()  # the state has its own
-        if done < steps:
-            state = _train(job, state, done, checkpoints, console, on_step, profile, hosts)
-        hosts.finishing()
-    console.print(f"trained {steps} steps; one record per step in {folder / METRICS_FILE}")
-    console.print(f"checkpoint of step {steps} in {folder / CHECKPOINTS / str(steps)}")
-    return Finished(state, folder, steps)
+        if job.due(done) or not job.over(done):
+            state, done = _train(job, state, done, checkpoints, console, on_step, profile, hosts)
+        hosts.pause()
+    console.print(f"trained {done} steps; one record per step in {folder / METRICS_FILE}")
+    console.print(f"checkpoint of step {done} in {folder / CHECKPOINTS / str(done)}")
+    if validation is not None:
+        console.print(validation.summary(done))
+    return Finished(state, folder, done)
 
 
 def _checked(config: Config, profile: range | None) -> Job:
@@ -207,6 +237,7 @@ def _checked(config: Config, profile: range | None) -> Job:
     mesh = make_mesh(config.mesh)
     rows = rows_per_pool(mesh, config.pool_size(), train.encode_chunk_size)
     contract = resolve_contract(config)
+    dev_set = None if config.validation is None else _dev_set(config.validation)
     lists = PreparedLists(Path(config.data.prepared).expanduser())
     stored = lists.manifest.contract
     stored.require_equal(contract, config.data.prepared, "this configuration")
@@ -224,7 +255,27 @@ def _checked(config: Config, profile: range | None) -> Job:
     if config.loss.learn_temperature:
         params[LOG_TEMPERATURE] = jnp.log(jnp.float32(config.loss.temperature))
     train_step = make_train_step(structure, tx, config, contract, mesh)
-    return Job(config, mesh, rows, contract, lists, steps, encoder, params, tx, train_step)
+    validation = None
+    if dev_set is not None:
+        validation = Validation(config, dev_set, contract, structure, mesh, steps)
+    return Job(
+        config, mesh, rows, contract, lists, steps, encoder, params, tx, train_step, validation
+    )
+
+
+def _dev_set(section: ValidationConfig) -> DevSet:
+    load_faiss()
+    parse_measures(section.metrics, "validation.metrics")
+    collection = read_collection(section, "validation")
+    documents = collection.documents
+    return DevSet(
+        doc_ids=documents.ids,
+        documents=documents.texts(0, len(documents)),
+        queries=collection.queries,
+        qrels=collection.qrels,
+        excluded=collection.excluded,
+        sha256=collection.sha256,
+    )
 
 
 def _train(
@@ -236,8 +287,8 @@ def _train(
     on_step: Callable[[int], object],
     profile: range | None,
     hosts: Hosts,
-) -> TrainState:
-    """From the state after `done` steps to the last one, or until a signal says stop."""
+) -> tuple[TrainState, int]:
+    """From the state after `done` steps to that after the last, or until a signal says stop."""
     config, train, steps = job.config, job.config.train, job.steps
     folder = checkpoints.folder.parent
     peak = peak_of_devices(config.model.compute_dtype)
@@ -258,7 +309,20 @@ def _train(
         source = job.batches_from(done)
         closing.push(hosts.check)
         hosts.resumed(done)
-        for step in range(done + 1, steps + 1):
+
+        def evaluate() -> bool:
+            """Score the state; whether it is worth saving."""
+            assert job.validation is not None
+            hosts.pause()
+            console.print(job.validation.evaluate(step, state.params, hosts.first, log))
+            monitor.resume()
+            return job.validation.worth_saving(step)
+
+        step = done
+        if job.due(step):  # before the first step, or a signal came where it was due
+            evaluate()
+        while not job.over(step):
+            step += 1
             began = time.perf_counter()
             batch = next(source)
             wait_s = time.perf_counter() - began
@@ -269,9 +333,12 @@ def _train(
             due = train.save_every is not None and step % train.save_every == 0
             stopping = hosts.stop.after(step)
             saving = due or step == steps or stopping is not None
-            if saving or step % train.log_every == 0:
+            evaluating = job.due(step) and (stopping is None or step == steps)
+            if saving or evaluating or step % train.log_every == 0:
                 # Checks that all is finite, so a broken state is never saved.
-                progress.update(step, monitor.flush(done, to_disk=saving))
+                progress.update(step, monitor.flush(done, to_disk=saving or evaluating))
+            if evaluating:
+                saving = evaluate() or saving
             if saving:
                 checkpoints.save(step, state, budget.mean_loss())
                 done = step
@@ -279,7 +346,7 @@ def _train(
             if stopping is not None and step < steps:
                 console.print(f"stopped and saved after step {step}; the same command resumes")
                 raise SystemExit(EXIT_CODES[stopping])
-    return state
+    return state, step
 
 
 def total_steps(train: TrainConfig, lists: int) -> int:

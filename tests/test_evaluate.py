@@ -17,7 +17,8 @@ from synrank_jax.encoders import TorchEncoder, load_encoder
 from synrank_jax.errors import UserError
 from synrank_jax.evaluation import evaluate_collection, read_collection
 from synrank_jax.hub import model_folder
-from synrank_jax.retrieval.files import read_run
+from synrank_jax.retrieval.baselines import read_baselines
+from synrank_jax.retrieval.files import read_run, write_run
 from synrank_jax.retrieval.result import EvaluationResult
 
 # Only the rounding of a few float64 operations may differ.
@@ -218,7 +219,8 @@ def test_command_writes_run_and_metrics_and_compares_with_baselines(
     evaluate.main([*arguments, str(first), "--name", "the first"])
     evaluate.main([*arguments, str(second), "--baseline", str(first / "metrics.json")])
 
-    assert sorted(path.name for path in first.iterdir()) == ["metrics.json", "run.trec"]
+    written = ["metrics.json", "plots", "report.html", "report.json", "run.trec"]
+    assert sorted(path.name for path in first.iterdir()) == written
     assert read_run(first / "run.trec")["q2"] == {"d1": 9, "d2": 3, "d5": 2, "d4": 1, "d3": 0}
     assert (first / "run.trec").read_text().startswith("q1 Q0 d2 1 4.0 the-first\n")
     stored = EvaluationResult.read(second / "metrics.json")
@@ -226,7 +228,66 @@ def test_command_writes_run_and_metrics_and_compares_with_baselines(
     assert stored.per_query == EvaluationResult.read(first / "metrics.json").per_query
     printed = capsys.readouterr().out
     assert f"metrics, per query too: {second / 'metrics.json'}" in printed
-    assert "+0.0000   1.0000" in printed
+    row, _ = [line for line in printed.splitlines() if line.startswith("         the first")]
+    assert row.split()[2:4] == [f"{(Q1 + Q2) / 2:.4f}", "+0.0000"]
+    assert json.loads((second / "report.json").read_text())["judged_at_10"].keys() == {
+        "zero-shot",
+        "the first",
+    }
+
+
+def test_run_files_and_bm25_are_baselines_and_the_run_folder_gives_the_training(
+    collection: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(evaluate, "load_encoder", lambda *_: (FakeEncoder(), "torch"))
+    other, output = tmp_path / "other.trec", tmp_path / "out"
+    other.write_text("q1 Q0 d1 1 2 x\nq1 Q0 d3 2 1 x\nq2 Q0 d2 1 1 x\n")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    real = FakeEncoder.encode
+    monkeypatch.setattr(
+        FakeEncoder, "encode", lambda self, texts, side: real(self, [t[:6] for t in texts], side)
+    )
+    texts = {i: f"{x} {y}    " for i, (x, y) in DOCUMENTS.items()} | {"d5": "0 2    first"}
+    rows = [{"_id": i, "text": text} for i, text in texts.items()]
+    write_jsonl(collection / "corpus.jsonl", rows)
+    arguments = ["--config", str(config_file(collection)), "--output", str(output), "--bm25"]
+    arguments += ["--set", 'evaluation.metrics=["nDCG@10","Judged@2"]']
+    evaluate.main([*arguments, "--baseline-run", str(other), "--run-folder", str(tmp_path)])
+    facts = json.loads((output / "report.json").read_text())
+    ndcg, judged = facts["summaries"]
+    labels = [found["baseline"] for found in ndcg["comparisons"]]
+    assert labels == [f"{tmp_path.name}/other", "BM25"]
+    assert ndcg["comparisons"][0]["mean"] == 1
+    # BM25 finds d5 for q1, which is not judged there, and nothing for q2.
+    assert [found["mean"] for found in judged["comparisons"]] == [1, 0]
+    assert facts["training"] == [{"name": "loss", "steps": [1], "values": [0.5]}]
+    assert f"report: {output / 'report.html'}" in capsys.readouterr().out
+
+
+def test_rankings_beside_a_baseline_that_it_was_not_measured_on_are_ignored(
+    collection: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = scored(collection)
+    result.write(tmp_path / "metrics.json")
+    section = EvaluationConfig(path=str(collection), metrics=("nDCG@10", "AP"))
+    files = [str(tmp_path / "metrics.json")]
+    run = {"q1": {"d2": 4.0, "d3": 3.0, "d4": 2.0, "d1": 1.0}, "q2": {"d1": 9.0, "d2": 3.0}}
+    write_run(tmp_path / "run.trec", run, "x")
+    (own,) = read_baselines(files, [], False, read_collection(section), section, "model")
+    assert own.run == run
+    write_run(tmp_path / "run.trec", run | {"q2": {"d2": 1.0}}, "x")
+    (other,) = read_baselines(files, [], False, read_collection(section), section, "model")
+    assert (other.run, other.per_query) == (None, result.per_query)
+    assert "run.trec: not the rankings that" in caplog.text
+
+
+def test_run_folder_without_a_training_is_refused(collection: Path, tmp_path: Path) -> None:
+    arguments = ["--config", str(config_file(collection)), "--run-folder", str(tmp_path)]
+    with pytest.raises(UserError, match=r"--run-folder .*: no readable metrics\.jsonl"):
+        evaluate.main(arguments)
 
 
 def test_baseline_over_other_queries_is_refused_before_anything_is_encoded(

@@ -12,7 +12,6 @@ from synrank_jax.contract import contract_of_folder
 from synrank_jax.engine.encoding import load_model
 from synrank_jax.errors import UserError
 from synrank_jax.export_manifest import Origin, verify_folder
-from synrank_jax.parity import Parity
 
 ORIGIN = Origin(
     checkpoint="run", step=7, data_sha256="0", model_path="tiny", base_model=None, version="0"
@@ -30,10 +29,10 @@ def export_tiny(source: Path, output: Path) -> None:
 def test_ctrl_c_leaves_nothing_behind(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def interrupted(*_: object) -> Parity:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export_folder, "verify_export", interrupted)
+    monkeypatch.setattr(export_folder, "verify_parity", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export_tiny(tiny_model, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

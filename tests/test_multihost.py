@@ -12,9 +12,10 @@ import pytest
 
 from synrank_jax import prepare, train
 from synrank_jax.cli import EXIT_HOST_LOST, EXIT_INTERRUPTED, EXIT_PREEMPTED
-from synrank_jax.config import Config
+from synrank_jax.config import Config, ValidationConfig
 from synrank_jax.config_file import to_yaml
 from synrank_jax.engine.checkpoint import load_trained
+from synrank_jax.engine.history import History
 from synrank_jax.tracking import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -153,3 +154,36 @@ def test_a_host_that_stands_still_is_named_within_the_limit(
     assert seconds_since_the_signal(tmp_path) < 2 * limit_s + load_launcher().GRACE_S
     assert code == EXIT_HOST_LOST
     assert f"[{1 - index}] error: host {index} (" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_hosts_evaluate_together_and_end_early_together(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    path = config.data.sources[0].path
+    # All 96 documents are found from the beginning, and equal is not better: six evaluations later
+    # the run ends.
+    validation = ValidationConfig(path=path, split="train", metrics=("R@100", "nDCG@10"))
+    section = config.train.model_copy(update={"eval_every": 2, "patience": 6})
+    config = config.model_copy(update={"train": section, "validation": validation})
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    whole = section.model_copy(update={"output": f"{section.output}_alone"})
+    alone = train.run(config.model_copy(update={"train": whole}))
+    assert alone is not None
+    assert alone.steps == 14
+
+    assert on_two_hosts(tmp_path, monkeypatch, ("SIGTERM", 1, 2)) == EXIT_PREEMPTED
+    assert on_two_hosts(tmp_path, monkeypatch, ("SIGTERM", 1, 2)) == 0
+    assert "trained 14 steps" in capsys.readouterr().out
+    assert History.read(tmp_path / "run") == History.read(alone.folder)
+    found, expected = (
+        {
+            record["step"]: record["validation/nDCG@10"]
+            for record in read_metrics(run)
+            if "validation/nDCG@10" in record
+        }
+        for run in (tmp_path / "run", alone.folder)
+    )
+    assert list(expected) == list(range(0, 15, 2))
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert load_trained(tmp_path / "run").step == 2

@@ -7,19 +7,20 @@ from pathlib import Path
 import pytest
 from pydantic.fields import FieldInfo
 
-from synrank_jax.config import Config, EvaluationConfig, SourceConfig
+from synrank_jax.config import Config, EvaluationConfig, SourceConfig, ValidationConfig
 from synrank_jax.config_generation import GenerationConfig, LevelConfig
 from synrank_jax.config_section import Section
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+OPTIONAL = {"validation": ValidationConfig, "evaluation": EvaluationConfig}
 BEGIN, END = "<!-- generated: configuration -->", "<!-- end of generated -->"
 
 
 def sections() -> dict[str, type[Section]]:
     named = {}
     for name, field in Config.model_fields.items():
-        named[name] = EvaluationConfig if name == "evaluation" else field.annotation
+        named[name] = OPTIONAL.get(name, field.annotation)
         if name == "data":
             named["data.sources[]"] = SourceConfig
     return named

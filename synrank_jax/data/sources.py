@@ -8,6 +8,7 @@ under its name when it is whole and on disk.
 import hashlib
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,8 +61,8 @@ class Cache:
 
 @contextmanager
 def _appearing(folder: Path) -> Iterator[Path]:
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    # Not the process id: machines that share a file system may have the same.
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -70,7 +71,8 @@ def _appearing(folder: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
         temporary.rename(folder)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+        if not folder.is_dir():  # else another process was faster
+            raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

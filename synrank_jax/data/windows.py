@@ -92,16 +92,26 @@ class WindowEncoder(ABC):
             side: whose prompt and length hold.
             on_texts: called with the number of texts that were just encoded.
         """
+        yield from self.encode_tokens(
+            _one_ahead(lambda texts: self.tokenize(texts, side), windows), side, on_texts
+        )
+
+    def tokenize(self, texts: Sequence[str], side: Side) -> Rows:
+        """Token ids of each text, cut to its side's length."""
+        began = perf_counter()
         of_query = side == "query"
         prompt = self.contract.query_prompt if of_query else self.contract.passage_prompt
-        limit = self.contract.query_length if of_query else self.contract.passage_length
+        rows = tokenize_texts(self._tokenizer, list(texts), prompt, self._limit(side))
+        self.counts.tokenize_s += perf_counter() - began
+        return rows
 
-        def tokenized(texts: Sequence[str]) -> Rows:
-            began = perf_counter()
-            rows = tokenize_texts(self._tokenizer, list(texts), prompt, limit)
-            self.counts.tokenize_s += perf_counter() - began
-            return rows
-
+    def encode_tokens(
+        self,
+        windows: Iterable[Rows],
+        side: Side,
+        on_texts: Callable[[int], object] = lambda texts: None,
+    ) -> Iterator[Embeddings]:
+        """`encode_windows` of windows that were tokenised before."""
         computing: deque[tuple[_Window, NDArray[np.int64], Any]] = deque()
 
         def fetched() -> Embeddings | None:
@@ -110,15 +120,18 @@ class WindowEncoder(ABC):
             on_texts(len(texts))
             return whole
 
-        for rows in _one_ahead(tokenized, windows):
+        for rows in windows:
             window = _Window(len(rows))
-            for texts, ids, mask in self._batches(rows, limit):
+            for texts, ids, mask in self._batches(rows, self._limit(side)):
                 computing.append((window, texts, self._start(ids, mask)))
                 if len(computing) > IN_FLIGHT and (whole := fetched()) is not None:
                     yield whole
         while computing:
             if (whole := fetched()) is not None:
                 yield whole
+
+    def _limit(self, side: Side) -> int:
+        return self.contract.query_length if side == "query" else self.contract.passage_length
 
     def _batches(
         self, rows: Rows, limit: int

@@ -6,7 +6,7 @@ is the step itself: which lists step k reads is a pure function of (seed, k).
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +17,24 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pydantic
 from jax.tree_util import DictKey, GetAttrKey, SequenceKey
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.checkpoint_managers import (
+    AnyPreservationPolicy,
+    BestN,
+    LatestN,
+    PreservationPolicy,
+)
 
 from synrank_jax.config import Config
 from synrank_jax.config_file import validate_config
 from synrank_jax.contract import EncodingContract
+from synrank_jax.engine.history import History
 from synrank_jax.engine.integrity import (
     HALF_WRITTEN,
     first_line,
+    first_whole,
     newest_whole,
     remove_half_written,
+    steps_in,
 )
 from synrank_jax.engine.runfolder import CHECKPOINTS
 from synrank_jax.engine.state import LOG_TEMPERATURE, Params, TrainState
@@ -46,6 +54,8 @@ class Trained:
     params: dict[str, np.ndarray]
     step: int
     data_sha256: str
+    because: str = ""
+    """Why this one of a run's checkpoints, as ", the newest"; empty: it was named."""
 
     @property
     def temperature(self) -> float:
@@ -56,12 +66,33 @@ class Trained:
 
 
 class Checkpoints:
-    """The checkpoints of one run folder, written in the background."""
+    """The checkpoints of one run folder, written in the background.
 
-    def __init__(self, run: Path, config: Config, contract: EncodingContract, data_sha256: str):
+    Args:
+        run: the run folder.
+        config: says how many are kept; stored in each.
+        contract: stored in each.
+        data_sha256: fingerprint of the prepared data, stored in each.
+        best: the steps to keep as the best ones; None: those with the lowest loss.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        config: Config,
+        contract: EncodingContract,
+        data_sha256: str,
+        best: Callable[[], Sequence[int]] | None = None,
+    ):
         self._config, self._contract, self._data_sha256 = config, contract, data_sha256
         self.folder = (run / CHECKPOINTS).absolute()
         train = config.train
+        lowest_loss = BestN(
+            get_metric_fn=_loss,
+            reverse=True,
+            n=train.keep_best,
+            keep_checkpoints_without_metrics=False,
+        )
         self._manager = ocp.CheckpointManager(
             self.folder,
             item_handlers=_handlers(),
@@ -70,12 +101,7 @@ class Checkpoints:
                 preservation_policy=AnyPreservationPolicy(
                     [
                         LatestN(train.keep_checkpoints),
-                        BestN(
-                            get_metric_fn=_loss,
-                            reverse=True,
-                            n=train.keep_best,
-                            keep_checkpoints_without_metrics=False,
-                        ),
+                        lowest_loss if best is None else _Steps(best),
                     ]
                 ),
             ),
@@ -88,7 +114,7 @@ class Checkpoints:
         Args:
             step: Completed updates.
             state: What they made.
-            loss: Mean loss since the last checkpoint; the lowest are kept longer.
+            loss: Mean loss since the last checkpoint.
 
         Raises:
             UserError: this or the last one cannot be written.
@@ -187,6 +213,17 @@ class Checkpoints:
             ) from error
 
 
+class _Steps(PreservationPolicy):  # type: ignore[misc]
+    """Keeps the checkpoints of the steps that are asked for each time."""
+
+    def __init__(self, steps: Callable[[], Sequence[int]]) -> None:
+        self._steps = steps
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        steps = self._steps()
+        return [checkpoint.step in steps for checkpoint in checkpoints]
+
+
 def _check_same_shapes(stored: Any, wanted: Any, what: str, where: str) -> None:
     """Compare what a checkpoint holds with what is to be restored, leaf by leaf."""
     stored, wanted = _leaf_shapes(stored), _leaf_shapes(wanted)
@@ -237,7 +274,7 @@ def is_run_folder(path: Path) -> bool:
 
 
 def load_trained(path: Path) -> Trained:
-    """Weights and settings of a run folder's newest checkpoint, or of one checkpoint folder.
+    """Weights and settings of one checkpoint folder, or of that for which a run folder stands.
 
     Raises:
         UserError: there is no whole checkpoint.
@@ -245,7 +282,7 @@ def load_trained(path: Path) -> Trained:
     path = path.absolute()
     if not is_run_folder(path):
         raise UserError(f"{path}: neither a run folder of train nor one of its checkpoints")
-    folder = path if (path / "meta").is_dir() else _newest(path)
+    folder, because = chosen_checkpoint(path)
     with ocp.CheckpointManager(folder.parent, item_handlers=_handlers()) as manager:
         step = int(folder.name)
         shapes = manager.item_metadata(step)["params"]
@@ -267,14 +304,31 @@ def load_trained(path: Path) -> Trained:
         params={name: np.asarray(leaf) for name, leaf in restored["params"].items()},
         step=meta["step"],
         data_sha256=meta["data_sha256"],
+        because=because,
     )
 
 
-def _newest(run: Path) -> Path:
-    step = newest_whole(run / CHECKPOINTS, ("params",))
+def chosen_checkpoint(path: Path) -> tuple[Path, str]:
+    """The checkpoint for which a run folder stands, and why (`Trained.because`).
+
+    It is the one with the best validation metric, else the newest. A checkpoint stands for itself.
+
+    Raises:
+        UserError: there is no whole checkpoint.
+    """
+    if (path / "meta").is_dir():
+        return path, ""
+    folder, history = path / CHECKPOINTS, History.read(path)
+    saved = steps_in(folder)
+    if history is not None:
+        ranked = [step for step in history.ranked() if step in saved]
+        step = first_whole(folder, ranked, ("params",))
+        if step is not None:
+            return folder / str(step), f", {history.told(step)}"
+    step = newest_whole(folder, ("params",))
     if step is None:
-        raise UserError(f"{run}: no checkpoint yet; run train until it has saved one")
-    return run / CHECKPOINTS / str(step)
+        raise UserError(f"{path}: no checkpoint yet; run train until it has saved one")
+    return folder / str(step), ", the newest"
 
 
 def _on_one_device(shapes: Any) -> Params:

@@ -131,8 +131,8 @@ class Hosts:
         self._running.append((step, result))
         self._tell(busy=False)
 
-    def finishing(self) -> None:
-        """No step is expected any more."""
+    def pause(self) -> None:
+        """No step is expected until the next begins: an evaluation, or the end of the run."""
         self._tell(busy=True)
 
     def last_words(self) -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import tensorstore as ts
@@ -26,8 +27,17 @@ def newest_whole(folder: Path, items: tuple[str, ...] = ARRAYS) -> int | None:
         folder: The folder of the checkpoints.
         items: Which arrays are needed.
     """
-    steps = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
-    for step in sorted(steps, reverse=True):
+    return first_whole(folder, sorted(steps_in(folder), reverse=True), items)
+
+
+def steps_in(folder: Path) -> set[int]:
+    """Steps of the checkpoints in their folder, whole or not."""
+    return {int(path.name) for path in folder.glob("*") if path.name.isdecimal()}
+
+
+def first_whole(folder: Path, steps: Iterable[int], items: tuple[str, ...] = ARRAYS) -> int | None:
+    """The first of the steps whose checkpoint can be read in full; likewise."""
+    for step in steps:
         reason = damage(folder / str(step), items)
         if reason is None:
             return step

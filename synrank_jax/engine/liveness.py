@@ -11,8 +11,9 @@ from synrank_jax.engine.preemption import Agreed, Offer
 class Record(NamedTuple):
     """What one process tells.
 
-    name: its host; beat: counts up; begun, completed: steps; busy: it starts, compiles, or writes
-    the last checkpoint; offer, agreed: about stopping (`preemption`); code, message: how it ended.
+    name: its host; beat: counts up; begun, completed: steps; busy: it starts, compiles,
+    evaluates, or writes the last checkpoint; offer, agreed: about stopping (`preemption`);
+    code, message: how it ended.
     """
 
     name: str

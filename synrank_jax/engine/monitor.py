@@ -102,6 +102,11 @@ class StepMonitor:
             + (f"  saved {last_checkpoint}" if last_checkpoint else "")
         )
 
+    def resume(self) -> None:
+        """What happened since the last flush, such as an evaluation, is of no window."""
+        self._compiling.take()
+        self._window_began = time.perf_counter()
+
     def _record(self, step: _Step, metrics: dict[str, Any]) -> dict[str, Any]:
         """One step's own values, and its FLOPs."""
         pools, queries, size = step.shape

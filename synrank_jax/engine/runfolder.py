@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from synrank_jax.config import Config, TrainConfig
+from synrank_jax.config import Config
 from synrank_jax.config_file import load_config, to_yaml
 from synrank_jax.contract import CONTRACT_FILE, EncodingContract
 from synrank_jax.data.manifest import Manifest
@@ -26,9 +26,11 @@ FREE = {
     },
     "train": {
         *("output", "log_every", "save_every", "keep_checkpoints", "keep_best", "tensorboard"),
-        *("wandb_project", "stall_timeout", "skip_updates", "encode_chunk_size"),
+        *("wandb_project", "stall_timeout", "skip_updates", "encode_chunk_size", "patience"),
     },
     "mesh": None,
+    # The collection has a fingerprint, too.
+    "validation": {"path", "queries", "batch_size"},
     "evaluation": None,
 }
 
@@ -64,6 +66,9 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str
         free = FREE.get(section, set())
         if free is None or old[section] == values:
             continue
+        if values is None or old[section] is None:
+            yield section, old[section], values
+            continue
         for field, value in values.items():
             if field not in free and old[section][field] != value:
                 yield f"{section}.{field}", old[section][field], value
@@ -97,20 +102,21 @@ def check_same_data(stored: str, current: str, prepared: str, run: Path) -> None
         )
 
 
-def check_space(run: Path, state_bytes: int, train: TrainConfig) -> None:
+def check_space(run: Path, state_bytes: int, config: Config) -> None:
     """Refuse a disk that cannot hold one more checkpoint; warn if it cannot hold all to be kept.
 
     Args:
         run: The run folder.
         state_bytes: Size of weights and optimizer state.
-        train: How many are kept.
+        config: Says how many are kept.
 
     Raises:
         UserError: names the folder, what there is and what is needed.
     """
     free = shutil.disk_usage(run).free
+    kept = config.train.keep_checkpoints + config.best_kept()
     # A new one is whole before an old one goes.
-    wanted = state_bytes * (train.keep_checkpoints + train.keep_best + 1)
+    wanted = state_bytes * (kept + 1)
     there = f"train.output {run}: {free / 2**30:.2f} GiB free"
     if free < state_bytes:
         raise UserError(
@@ -122,24 +128,36 @@ def check_space(run: Path, state_bytes: int, train: TrainConfig) -> None:
         log.warning(
             "%s, but %d checkpoints of %.2f GiB are kept and one is written beside them: %.2f GiB",
             there,
-            train.keep_checkpoints + train.keep_best,
+            kept,
             state_bytes / 2**30,
             wanted / 2**30,
         )
 
 
-def identity(config: Config, contract: EncodingContract, data_sha256: str) -> dict[str, Any]:
+def identity(
+    config: Config, contract: EncodingContract, data_sha256: str, validation_sha256: str | None
+) -> dict[str, Any]:
     """What must be the same on all hosts, in JSON: everything but where their folders are.
 
     Args:
         config: the configuration.
         contract: how texts are encoded.
         data_sha256: fingerprint of the prepared lists.
+        validation_sha256: that of the validation collection, None without one.
     """
-    elsewhere: Any = {"train": {"output"}, "data": {"prepared"}, "evaluation": True}
+    elsewhere: Any = {
+        "train": {"output"},
+        "data": {"prepared"},
+        "validation": {"path", "queries"},
+        "evaluation": True,
+    }
     sections = config.model_dump(mode="json", exclude=elsewhere)
     sections["contract"] = contract.model_dump(mode="json")
     sections["data"]["prepared (fingerprint)"] = data_sha256
+    sections["validation"] = {
+        **(sections["validation"] or {}),
+        "collection (fingerprint)": validation_sha256,
+    }
     return {
         f"{section}.{field}": value
         for section, fields in sections.items()

@@ -282,7 +282,12 @@ def make_encode_step(structure: Any, mesh: Mesh) -> Callable[[Params, Tokens], j
         return merge_model(structure, params).encode(*tokens)
 
     if batch_devices(mesh) == 1:
-        return jax.jit(encode)
+
+        def encode_all(params: Params, tokens: Tokens) -> jax.Array:
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                return encode(params, tokens)
+
+        return jax.jit(encode_all)
     split = PartitionSpec(BATCH_AXES)
     # Kernels of attention are not partitioned by the compiler.
     return jax.jit(

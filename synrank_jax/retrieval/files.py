@@ -1,23 +1,36 @@
 """TREC run files, and the two shapes everything in this package speaks."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+import numpy as np
 
 from synrank_jax.errors import UserError
 from synrank_jax.files import write_text
 
+RUN_FILE = "run.trec"
 Run = dict[str, dict[str, float]]
 """{query_id: {doc_id: score}}, higher is better."""
 Qrels = dict[str, dict[str, int]]
 """{query_id: {doc_id: grade}}; an absent document is not judged and counts as 0."""
 
 
+def ranked(scores: Mapping[str, float]) -> list[str]:
+    """Document ids, best first, as trec_eval ranks them.
+
+    It holds scores in float32, and of documents whose scores are then equal the one with the larger
+    id (as strings) comes first.
+    """
+    rounded = np.fromiter(scores.values(), np.float32, len(scores)).tolist()
+    return [doc_id for _, doc_id in sorted(zip(rounded, scores, strict=True), reverse=True)]
+
+
 def write_run(path: Path, run: Run, tag: str) -> None:
     """Write `qid Q0 docid rank score tag`, best first, ranks from 1.
 
-    Ties are ordered as trec_eval orders them (by document id, descending), so that the ranks in the
-    file are those that the metrics were computed from. Every score is read back exactly.
+    Ties are ordered as `ranked` orders them, so that the ranks in the file are those that the
+    metrics were computed from. Every score is read back exactly.
 
     Raises:
         UserError: an id has white space in it, which this format cannot hold.
@@ -27,10 +40,9 @@ def write_run(path: Path, run: Run, tag: str) -> None:
     lines = []
     for query_id, scores in run.items():
         require_trec_ids(scores, "document")
-        ranked = sorted(scores.items(), key=lambda item: (item[1], item[0]), reverse=True)
         lines += [
-            f"{query_id} Q0 {doc_id} {rank} {float(score)!r} {tag}\n"
-            for rank, (doc_id, score) in enumerate(ranked, start=1)
+            f"{query_id} Q0 {doc_id} {rank} {float(scores[doc_id])!r} {tag}\n"
+            for rank, doc_id in enumerate(ranked(scores), start=1)
         ]
     write_text(path, "".join(lines))
 
@@ -39,19 +51,28 @@ def read_run(path: Path) -> Run:
     """Read a TREC run file. Ranks are ignored and so is what follows the tag, as in trec_eval.
 
     Raises:
-        UserError: names the line that lacks a field, has no finite score, or repeats a document.
+        UserError: the file cannot be read; or names the line that lacks a field, has no finite
+            score, or repeats a document, which trec_eval refuses too.
     """
     run: Run = {}
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
-        fields = line.split()
-        if len(fields) < 6:
-            raise UserError(f"{path}:{number}: expected qid Q0 docid rank score tag, got {line!r}")
-        query_id, _, doc_id, _, score = fields[:5]
-        scores = run.setdefault(query_id, {})
-        if doc_id in scores:
-            raise UserError(f"{path}:{number}: document {doc_id!r} twice for query {query_id!r}")
-        scores[doc_id] = _finite(score, f"{path}:{number}")
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                _add_line(run, line.rstrip("\n"), f"{path}:{number}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a TREC run file ({error})") from error
     return run
+
+
+def _add_line(run: Run, line: str, place: str) -> None:
+    fields = line.split()
+    if len(fields) < 6:
+        raise UserError(f"{place}: expected qid Q0 docid rank score tag, got {line!r}")
+    query_id, _, doc_id, _, score = fields[:5]
+    scores = run.setdefault(query_id, {})
+    if doc_id in scores:
+        raise UserError(f"{place}: document {doc_id!r} twice for query {query_id!r}")
+    scores[doc_id] = _finite(score, place)
 
 
 def require_trec_ids(ids: Iterable[str], what: str) -> None:

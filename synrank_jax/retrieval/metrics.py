@@ -4,19 +4,21 @@ nDCG is trec_eval's (through pytrec_eval): linear gain, the grade itself and not
 discounted by log2(rank + 1). Other numbers in the literature use the exponential gain.
 """
 
+import itertools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from synrank_jax.errors import UserError
-from synrank_jax.retrieval.files import Qrels, Run
+from synrank_jax.retrieval.files import Qrels, Run, ranked
 
 PerQuery = dict[str, dict[str, float]]
 """{measure: {query_id: value}}."""
+_QUERIES_AT_ONCE = 256
 
 
-def parse_measures(names: Sequence[str]) -> dict[str, Any]:
+def parse_measures(names: Sequence[str], field: str = "evaluation.metrics") -> dict[str, Any]:
     """The ir_measures objects of names such as `nDCG@10`, `R@100`, `AP(rel=2)`.
 
     Raises:
@@ -39,7 +41,7 @@ def parse_measures(names: Sequence[str]) -> dict[str, Any]:
             _require_computable(measure)
         except (AssertionError, KeyError, NameError, TypeError, ValueError) as error:
             raise UserError(
-                f"evaluation.metrics: {name!r} is not a measure that ir_measures can compute here; "
+                f"{field}: {name!r} is not a measure that ir_measures can compute here; "
                 "write for example nDCG@10, R@100, AP, RR, P@5 or AP(rel=2)"
             ) from error
         measures[name] = measure
@@ -64,7 +66,7 @@ def per_query(run: Run, qrels: Qrels, measures: Sequence[str]) -> PerQuery:
 
     A judged query for which `run` has nothing scores 0, as under trec_eval's -c; a query of `run`
     without judgements does not appear. Documents with equal scores are ranked as trec_eval ranks
-    them, by document id, descending.
+    them, for every measure (see `ranked`).
 
     Args:
         run: {query_id: {doc_id: score}}.
@@ -80,13 +82,29 @@ def per_query(run: Run, qrels: Qrels, measures: Sequence[str]) -> PerQuery:
     judged = {query_id: grades for query_id, grades in qrels.items() if grades}
     if not judged:
         raise UserError("metrics: no query has judgements, so there is nothing to average")
-    judged_run = {query_id: run[query_id] for query_id in judged if query_id in run}
+    judged_run = {query_id: run[query_id] for query_id in judged if run.get(query_id)}
     values: PerQuery = {name: dict.fromkeys(judged, 0.0) for name in parsed}
-    for metric in ir_measures.iter_calc(set(parsed.values()), judged, judged_run):
+    by_trec_eval = {m for m in parsed.values() if ir_measures.pytrec_eval.supports(m)}
+    if by_trec_eval:
+        _collect(values, parsed, ir_measures.iter_calc(by_trec_eval, judged, judged_run))
+    if others := set(parsed.values()) - by_trec_eval:
+        # RR@k and Judged@k have other rules for ties; scores without ties leave them no choice.
+        query_ids = iter(judged_run)
+        while some := list(itertools.islice(query_ids, _QUERIES_AT_ONCE)):
+            without_ties = {
+                query_id: {d: -float(rank) for rank, d in enumerate(ranked(judged_run[query_id]))}
+                for query_id in some
+            }
+            qrels_of_some = {query_id: judged[query_id] for query_id in some}
+            _collect(values, parsed, ir_measures.iter_calc(others, qrels_of_some, without_ties))
+    return values
+
+
+def _collect(values: PerQuery, parsed: Mapping[str, Any], metrics: Iterable[Any]) -> None:
+    for metric in metrics:
         for name, measure in parsed.items():
             if measure == metric.measure:
                 values[name][metric.query_id] = float(metric.value)
-    return values
 
 
 def means(values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -193,17 +193,17 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(
 
 def test_a_disk_without_room_for_a_checkpoint_is_refused(tiny_config: Config, tmp_path: Path):
     with pytest.raises(UserError, match=r"GiB free, a checkpoint needs 9313225\.75 GiB"):
-        check_space(tmp_path, 10**16, tiny_config.train)
+        check_space(tmp_path, 10**16, tiny_config)
 
 
 def test_a_disk_without_room_for_all_checkpoints_is_warned_of(
     tiny_config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     free = shutil.disk_usage(tmp_path).free
-    check_space(tmp_path, free // 10, tiny_config.train)
+    check_space(tmp_path, free // 10, tiny_config)
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
-        check_space(tmp_path, free // 2, tiny_config.train)
+        check_space(tmp_path, free // 2, tiny_config)
     assert "2 checkpoints of" in caplog.text
 
 

@@ -337,14 +337,14 @@ def test_hosts_with_other_settings_are_refused(
         section: getattr(tiny_config, section).model_copy(update=values)
         for section, values in change.items()
     }
-    first = json.loads(json.dumps(identity(tiny_config, contract, "sha")))
-    own = identity(tiny_config.model_copy(update=sections), contract, "sha")
+    first = json.loads(json.dumps(identity(tiny_config, contract, "sha", None)))
+    own = identity(tiny_config.model_copy(update=sections), contract, "sha", None)
     with nullcontext() if message is None else pytest.raises(UserError, match=message):
         check_same_run(first, own)
 
 
 def test_hosts_with_other_lists_are_refused(tiny_config: Config):
-    first, own = (identity(tiny_config, resolve_contract(tiny_config), name) for name in "ab")
+    first, own = (identity(tiny_config, resolve_contract(tiny_config), name, None) for name in "ab")
     with pytest.raises(UserError, match=r"\(fingerprint\): 'a' on process 0, 'b' here"):
         check_same_run(first, own)
 

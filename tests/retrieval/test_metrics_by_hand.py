@@ -33,8 +33,21 @@ def test_query_whose_judged_documents_are_all_irrelevant_scores_zero() -> None:
     assert per_query({"q": {"a": 1.0}}, {"q": {"a": 0}}, ["nDCG@10"]) == {"nDCG@10": {"q": 0.0}}
 
 
-def test_equal_scores_rank_the_larger_document_id_first() -> None:
-    assert per_query({"q": {"a": 1.0, "b": 1.0}}, {"q": {"a": 1}}, ["RR"])["RR"]["q"] == 0.5
+# The second pair differs in float64 only.
+@pytest.mark.parametrize("scores", [(1.0, 1.0), (1.0 + 1e-9, 1.0)], ids=["equal", "float32"])
+@pytest.mark.parametrize(
+    ("measure", "expected"),
+    [("RR", 0.5), ("RR@2", 0.5), ("RR@1", 0.0), ("P@1", 0.0), ("Judged@1", 0.0), ("Judged@2", 0.5)],
+)
+def test_equal_scores_rank_the_larger_document_id_first(
+    measure: str, expected: float, scores: tuple[float, float]
+) -> None:
+    run = {"q": dict(zip("ab", scores, strict=True))}
+    assert per_query(run, {"q": {"a": 1}}, [measure])[measure]["q"] == expected
+
+
+def test_query_with_an_empty_ranking_is_not_judged_at_all() -> None:
+    assert per_query({"q": {}}, {"q": {"a": 1}}, ["Judged@10"]) == {"Judged@10": {"q": 0.0}}
 
 
 def test_two_spellings_of_one_measure_both_get_its_values() -> None:

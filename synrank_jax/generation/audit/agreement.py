@@ -11,9 +11,9 @@ import numpy as np
 from synrank_jax.config_section import Section
 from synrank_jax.generation.audit.findings import Finding, Kind
 from synrank_jax.generation.lists import RankingContext
+from synrank_jax.plots import PERCENTILES
 
 Regrader = Literal["judge", "encoder"]
-PERCENTILES = (5, 25, 50, 75, 95)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synrank_jax.config_section import Section
-from synrank_jax.generation.audit.agreement import PERCENTILES
 from synrank_jax.generation.lists import RankingContext
 from synrank_jax.generation.ngrams import words
+from synrank_jax.plots import PERCENTILES
 
 LENGTH = "length in words"
 OVERLAP = "query words (BM25)"

@@ -1,79 +1,51 @@
 """The plots of an audit, as PNG images to embed."""
 
-import io
-from collections.abc import Callable
 from typing import Any
 
-from synrank_jax.generation.audit.agreement import PERCENTILES, Agreement
+from synrank_jax.generation.audit.agreement import Agreement
 from synrank_jax.generation.audit.leakage import Chance, Leakage
-
-NewFigure = Callable[[float, float], Any]
-"""Empty figure of a width and a height in inches: `synrank_jax.plots.new_figure`."""
-_INK, _BLUE, _PALE = "#1f2933", "#2b6cb0", "#cbd5e0"
+from synrank_jax.plots import BLUE, INK, PALE, boxes, named, new_figure, png
 
 
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    # Without the version of matplotlib: the same audit is the same file.
-    figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def leakage_plot(leakage: Leakage, new_figure: NewFigure) -> bytes:
+def leakage_plot(leakage: Leakage) -> bytes:
     """Each feature's values by grade, and both figures of all features against chance."""
     numeric = {name: f for name, f in leakage.features.items() if f.percentiles}
     figure = new_figure(7.6, 5.0)
     panels = figure.subplots(2, 2).ravel()
     panels[1].set_visible(len(numeric) > 1)
     for panel, (name, feature) in zip(panels, numeric.items(), strict=False):
-        _boxes(panel, feature.percentiles)
-        _named(panel, f"{name} by grade", xlabel="grade")
+        boxes(panel, feature.percentiles)
+        named(panel, f"{name} by grade", xlabel="grade")
     concordance = {n: f.concordance for n, f in numeric.items() if f.concordance}
     _against_chance(panels[-2], concordance, "concordance with the grade")
     _against_chance(
         panels[-1], {n: f.accuracy for n, f in leakage.features.items()}, "accuracy of prediction"
     )
-    return _png(figure)
+    return png(figure)
 
 
-def agreement_plot(agreement: Agreement, new_figure: NewFigure) -> bytes:
+def agreement_plot(agreement: Agreement) -> bytes:
     """The confusion matrix, and an encoder's scores by grade."""
     scored = bool(agreement.score_percentiles)
     figure = new_figure(3.8 * (1 + scored), 3.2)
     panels = figure.subplots(1, 1 + scored, squeeze=False)[0]
     _confusion(panels[0], agreement)
     if scored:
-        _boxes(panels[1], agreement.score_percentiles)
-        _named(panels[1], "score by grade", xlabel="grade")
-    return _png(figure)
-
-
-def _boxes(panel: Any, percentiles: dict[int, tuple[float, ...]]) -> None:
-    names = ("whislo", "q1", "med", "q3", "whishi")
-    assert len(names) == len(PERCENTILES)
-    boxes = [
-        dict(zip(names, values, strict=True)) | {"label": str(grade)}
-        for grade, values in sorted(percentiles.items())
-    ]
-    panel.bxp(
-        boxes,
-        showfliers=False,
-        patch_artist=True,
-        boxprops={"facecolor": _PALE, "edgecolor": _INK},
-        medianprops={"color": _BLUE, "linewidth": 2},
-    )
+        boxes(panels[1], agreement.score_percentiles)
+        named(panels[1], "score by grade", xlabel="grade")
+    return png(figure)
 
 
 def _against_chance(panel: Any, figures: dict[str, Chance], title: str) -> None:
     for row, figure in enumerate(figures.values()):
         panel.plot(
-            [figure.low, figure.high], [row, row], color=_PALE, linewidth=9, solid_capstyle="butt"
+            [figure.low, figure.high], [row, row], color=PALE, linewidth=9, solid_capstyle="butt"
         )
-        panel.plot(figure.value, row, "o", color=_BLUE)
+        panel.plot(figure.value, row, "o", color=BLUE)
     labels = [name.replace(" (", "\n(").replace(" in ", "\nin ") for name in figures]
     panel.set(yticks=range(len(figures)), yticklabels=labels, xlim=(0, 1))
     panel.set(ylim=(len(figures) - 0.5, -0.5))
-    _named(panel, title, xlabel="grey: 95% of chance")
+    named(panel, title, xlabel="grey: 95% of chance")
 
 
 def _confusion(panel: Any, agreement: Agreement) -> None:
@@ -89,17 +61,10 @@ def _confusion(panel: Any, agreement: Agreement) -> None:
     panel.imshow(shares, cmap="Blues", vmin=0, vmax=1, origin="lower")
     for y, row in enumerate(shares):
         for x, share in enumerate(row):
-            color = "white" if share > 0.5 else _INK
+            color = "white" if share > 0.5 else INK
             count = rows.get(grades[y], {}).get(grades[x], 0)
             panel.text(x, y, f"{count:,}", ha="center", va="center", color=color, fontsize=9)
     ticks = {"xticks": range(len(grades)), "yticks": range(len(grades))}
     panel.set(**ticks, xticklabels=grades, yticklabels=grades)
     by, own = f"grade of the {agreement.by}", "grade in the list"
-    _named(panel, "passages", xlabel=by, ylabel=own)
-
-
-def _named(panel: Any, title: str, **labels: str) -> None:
-    panel.set_title(title, fontsize=10)
-    panel.set(**labels)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.tick_params(labelsize=8)
+    named(panel, "passages", xlabel=by, ylabel=own)

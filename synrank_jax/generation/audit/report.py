@@ -1,24 +1,17 @@
-"""An audit as one HTML file: nothing is loaded from elsewhere, and no text of a list is markup.
+"""An audit as one HTML file."""
 
-Queries and passages come from models and from strangers. They are escaped, characters that do not
-print or that turn the direction of writing are shown by their code, and the page's own policy
-forbids scripts.
-"""
-
-import base64
-import html
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from synrank_jax.generation.audit.agreement import Agreement
 from synrank_jax.generation.audit.contamination import FEWEST_RUNS, RUN
 from synrank_jax.generation.audit.findings import MEANING, Finding, Kind
 from synrank_jax.generation.audit.leakage import Chance, Leakage
-from synrank_jax.generation.audit.plots import NewFigure, agreement_plot, leakage_plot
+from synrank_jax.generation.audit.plots import agreement_plot, leakage_plot
 from synrank_jax.generation.audit.summary import ListsAudit
+from synrank_jax.html_page import image, safe, table
+from synrank_jax.html_page import page as html_page
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _NEEDS = {
     Kind.EXAMPLE_COPY: "--examples",
     Kind.CONTAMINATION: "--against",
@@ -26,80 +19,23 @@ _NEEDS = {
     Kind.JUDGE: "--judge",
     Kind.ENCODER: "--encoder",
 }
-_STYLE = """
-:root { --ink: #1f2933; --soft: #616e7c; --line: #d9e2ec; --pale: #f5f7fa; --mark: #b44d12; }
-* { box-sizing: border-box; }
-body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
-  color: var(--ink); max-width: 60rem; margin: 2.5rem auto; padding: 0 1.25rem; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; border-bottom: 1px solid var(--line);
-  padding-bottom: .25rem; }
-h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
-p { margin: .4rem 0; max-width: 48rem; }
-.soft { color: var(--soft); } .mark { color: var(--mark); font-weight: 600; }
-code { font: .88em ui-monospace, Menlo, Consolas, monospace; background: var(--pale);
-  padding: .05em .3em; border-radius: 3px; overflow-wrap: anywhere; }
-.kind { white-space: nowrap; }
-table { border-collapse: collapse; width: 100%; margin: .6rem 0; font-size: .93em; }
-th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line);
-  vertical-align: top; }
-th { font-weight: 600; color: var(--soft); }
-.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-img { width: 46rem; max-width: 100%; height: auto; margin: .6rem 0; display: block; }
-ul { padding-left: 1.2rem; margin: .4rem 0; } li { margin: .3rem 0; overflow-wrap: anywhere; }
-article { border-left: 3px solid var(--line); padding: .1rem 0 .1rem .9rem; margin: .9rem 0; }
-article p { margin: .2rem 0; overflow-wrap: anywhere; }
-.text { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--pale);
-  padding: .45rem .7rem; border-radius: 4px; font-size: .9em; }
-.label { color: var(--soft); font-size: .82em; margin-top: .5rem; }
-@media print {
-  body { max-width: none; margin: 0; padding: 0; font-size: 10pt; }
-  h2, h3, h2 + p, .label { break-after: avoid; } article, tr, img { break-inside: avoid; }
-  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-}
-"""
 
 
-def safe(text: object) -> str:
-    """A text as HTML shows it: escaped, unprintable and direction-changing characters as U+code."""
-    return html.escape("".join(map(_visible, str(text))))
-
-
-def _visible(character: str) -> str:
-    # Cc: control characters; Cf: among others those that reverse what is read, but also the joiners
-    # that Persian and Indic scripts are written with.
-    if character in "\n\t\u200c\u200d":
-        return character
-    if unicodedata.category(character) in ("Cc", "Cf", "Co", "Cs"):
-        return f"[U+{ord(character):04X}]"
-    return character
-
-
-def page(
-    audit: ListsAudit, examples: Mapping[Kind, Sequence[Finding]], new_figure: NewFigure
-) -> str:
+def page(audit: ListsAudit, examples: Mapping[Kind, Sequence[Finding]]) -> str:
     """The whole file.
 
     Args:
         audit: what was measured.
         examples: the findings to show of each kind.
-        new_figure: makes matplotlib figures.
     """
     parts = [_head(audit), _warnings(audit), _checks(audit), _shapes(audit)]
     if audit.leakage:
-        parts.append(_leakage(audit.leakage, new_figure))
-    parts += [_agreement(agreement, new_figure) for agreement in audit.agreements]
+        parts.append(_leakage(audit.leakage))
+    parts += [_agreement(agreement) for agreement in audit.agreements]
     if audit.against:
         parts.append(_contamination(audit))
     parts += [_examples(kind, found) for kind, found in examples.items() if found]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Audit of {safe(audit.name)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body>\n</html>\n"
-    )
+    return html_page(f"Audit of {audit.name}", parts)
 
 
 def _head(audit: ListsAudit) -> str:
@@ -119,22 +55,6 @@ def _warnings(audit: ListsAudit) -> str:
     return f"<h2>What stands out</h2>\n<ul>\n{items}\n</ul>"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int]) -> str:
-    """Cells are HTML; columns of `numbers` are set to the right."""
-    right = set(numbers)
-
-    def row(tag: str, cells: Sequence[str]) -> str:
-        marks = [' class="number"' if at in right else "" for at in range(len(cells))]
-        return "".join(
-            f"<{tag}{mark}>{cell}</{tag}>" for mark, cell in zip(marks, cells, strict=True)
-        )
-
-    lines = "\n".join(f"<tr>{row('td', cells)}</tr>" for cells in rows)
-    return (
-        f"<table>\n<thead><tr>{row('th', header)}</tr></thead>\n<tbody>\n{lines}\n</tbody></table>"
-    )
-
-
 def _checks(audit: ListsAudit) -> str:
     rows = []
     for kind in Kind:
@@ -146,7 +66,7 @@ def _checks(audit: ListsAudit) -> str:
         else:
             shown, share = f'<span class="soft">{_NEEDS[kind]}</span>', "not checked"
         rows.append((f'<code class="kind">{kind}</code>', MEANING[kind], shown, share))
-    return "<h2>Checks</h2>\n" + _table(("kind", "meaning", "lists", "share"), rows, (2, 3))
+    return "<h2>Checks</h2>\n" + table(("kind", "meaning", "lists", "share"), rows, (2, 3))
 
 
 def _shapes(audit: ListsAudit) -> str:
@@ -154,15 +74,10 @@ def _shapes(audit: ListsAudit) -> str:
         (", ".join(f"{n} of grade {g}" for g, n in shape.passages.items()), f"{shape.lists:,}")
         for shape in audit.shapes
     ]
-    return "<h2>Passages of a list</h2>\n" + _table(("passages", "lists"), rows, (1,))
+    return "<h2>Passages of a list</h2>\n" + table(("passages", "lists"), rows, (1,))
 
 
-def _image(png: bytes, alt: str) -> str:
-    data = base64.b64encode(png).decode()
-    return f'<img alt="{safe(alt)}" src="data:image/png;base64,{data}">'
-
-
-def _leakage(leakage: Leakage, new_figure: NewFigure) -> str:
+def _leakage(leakage: Leakage) -> str:
     def cells(figure: Chance | None) -> tuple[str, str]:
         if figure is None:
             return "", ""
@@ -186,13 +101,13 @@ def _leakage(leakage: Leakage, new_figure: NewFigure) -> str:
         "do share more words with the query. It is one where it tells most of the grades. Best "
         f"single feature: {safe(leakage.best)}.</p>\n"
     )
-    parts = [text, _table(header, rows, range(1, 5))]
-    parts.append(_image(leakage_plot(leakage, new_figure), "features by grade and against chance"))
+    parts = [text, table(header, rows, range(1, 5))]
+    parts.append(image(leakage_plot(leakage), "features by grade and against chance"))
     if leakage.openings:
         grades = sorted({g for opening in leakage.openings for g in opening.passages}, reverse=True)
         parts.append("<h3>Most frequent openings</h3>")
         parts.append(
-            _table(
+            table(
                 ("first words", "lists", *(f"grade {grade}" for grade in grades)),
                 [
                     (safe(o.words), f"{o.lists:,}", *(f"{o.passages.get(g, 0):,}" for g in grades))
@@ -204,7 +119,7 @@ def _leakage(leakage: Leakage, new_figure: NewFigure) -> str:
     return "\n".join(parts)
 
 
-def _agreement(agreement: Agreement, new_figure: NewFigure) -> str:
+def _agreement(agreement: Agreement) -> str:
     def shown(value: float | None, form: str = ".3f") -> str:
         return "none" if value is None else f"{value:{form}}"
 
@@ -232,8 +147,8 @@ def _agreement(agreement: Agreement, new_figure: NewFigure) -> str:
         (
             f"<h2>Agreement with the {agreement.by} {safe(agreement.name)}</h2>",
             note,
-            _table(("figure", "value"), rows, (1,)),
-            _image(agreement_plot(agreement, new_figure), "grades against second opinion"),
+            table(("figure", "value"), rows, (1,)),
+            image(agreement_plot(agreement), "grades against second opinion"),
         )
     )
 
@@ -274,4 +189,4 @@ def _article(finding: Finding) -> str:
 def _opinions(rows: Sequence[Mapping[str, Any]]) -> str:
     header = tuple(rows[0])
     cells = [[safe(row[name]) for name in header] for row in rows]
-    return _table([safe(name) for name in header], cells, range(1, len(header)))
+    return table([safe(name) for name in header], cells, range(1, len(header)))
