@@ -312,9 +312,11 @@ def test_config_without_evaluation_section_is_refused(collection: Path) -> None:
         evaluate.main(["--config", str(config_file(collection, evaluation=None))])
 
 
-def test_each_model_and_collection_has_its_own_default_folder() -> None:
+def test_each_model_and_collection_has_its_own_default_folder(tmp_path: Path) -> None:
     evaluation = EvaluationConfig(path="bundled:cranfield")
-    label = evaluate._label("runs/quickstart/infonce")
+    (tmp_path / "quickstart" / "infonce").mkdir(parents=True)
+    assert evaluate._label("owner/name") == "owner/name"
+    label = evaluate._label(str(tmp_path / "quickstart" / "infonce"))
     assert label == "quickstart-infonce"
     assert evaluate._default_output(label, evaluation) == Path(
         "runs/evaluate/quickstart-infonce-cranfield-test"
