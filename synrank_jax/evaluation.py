@@ -185,6 +185,7 @@ def evaluate_collection(
             ", ".join(collection.documents.id(position) for position in empty[:5]),
         )
     store = open_store(encoder, backend, collection.documents, evaluation, embeddings)
+    before = encoder.timings()  # it may have encoded other collections
     encoded = encode_corpus(encoder, collection.documents, store)
     began = time.perf_counter()
     with encoding_progress() as progress:
@@ -212,7 +213,7 @@ def evaluate_collection(
         "query_s": query_s,
         "search_s": time.perf_counter() - began,
         "embedding_bytes": store.nbytes(),
-        **encoder.timings(),
+        **{name: took - before.get(name, 0) for name, took in encoder.timings().items()},
     }
     values = per_query(run, collection.qrels, evaluation.metrics)
     result = EvaluationResult(
