@@ -156,10 +156,15 @@ GONE = {"name": "gone", "path": "hub:owner/gone"}
 
 class CountingEncoder(FakeEncoder):
     prompts: list[str]
+    texts = 0
+
+    def timings(self):
+        return {"texts": self.texts}
 
     def encode(self, texts, side):
         if side == "query":
             self.prompts.append(self.contract.query_prompt)
+        self.texts += len(texts)
         return super().encode(texts, side)
 
 
@@ -247,6 +252,14 @@ def test_prompts_of_a_collection_are_used_there_alone_and_recorded(folder, tmp_p
     assert [scores.query_prompt for scores in result.collections] == ["find: ", ""]
     stored = json.loads((tmp_path / "out" / "both" / "metrics.json").read_text())
     assert stored["contract"]["query_prompt"] == "find: "
+
+
+def test_timings_are_of_one_collection(folder, tmp_path):
+    run(suite_of(BOTH, ONE), folder, tmp_path / "out")
+    files = [tmp_path / "out" / name / "metrics.json" for name in ("both", "two/one")]
+    timings = [json.loads(file.read_text())["timings"] for file in files]
+    # The second has the documents of the first, which are encoded already.
+    assert [each["texts"] for each in timings] == [5 + 2, 1]
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_same_seed_gives_the_same_index(
 ) -> None:
     monkeypatch.setattr(ann, "MIN_TRAINING_ROWS", 600)  # a sample, not all rows
     first, same, other = (
-        AnnSearch("IVF4,PQ8;nprobe=4", seed)(queries, passages, 10)[0] for seed in (0, 0, 1)
+        AnnSearch("IVF4,PQ8x4;nprobe=4", seed)(queries, passages, 10)[0] for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, same)
     assert not np.array_equal(first, other)
