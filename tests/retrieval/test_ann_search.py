@@ -38,8 +38,8 @@ def queries() -> Embeddings:
         ("IVF16,Flat;nprobe=4", 0.9),
         ("HNSW16;efSearch=200", 0.95),
         ("SQ8", 0.95),
-        ("IVF16,PQ8x4;nprobe=16", 0.4),
-        ("OPQ8,IVF16,PQ8x4;nprobe=16", 0.4),
+        ("IVF16,PQ8x4;nprobe=16", 0.15),
+        ("OPQ8,IVF16,PQ8x4;nprobe=16", 0.15),
         ("IVF16,PQ4x4fs,RFlat;nprobe=16,k_factor_rf=50", 0.9),
     ],
 )
