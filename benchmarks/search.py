@@ -1,183 +1,196 @@
-"""Exact search of a corpus on disk against FAISS in memory; its memory; approximate indexes.
+"""Search in a million documents on disk: time against faiss-cpu's flat index, memory, recall.
 
-    python benchmarks/search.py [--part exact memory approximate] [--documents 1000000] [--rounds 3]
+    python benchmarks/search.py [--part speed|memory|ann|blocks] [--documents 1000000]
 
-exact: 1,000 queries, the best 100 of documents of 384 dimensions: faiss-cpu's IndexFlatIP, filled
-before the clock starts, against our search of the store on disk (reading it included) and the one
-in JAX. memory: peak anonymous memory of a process above what it had before the search, for three
-sizes. approximate: indexes by factory string on a tenth of the documents: time to build and to
-search, recall against exact search. The vectors are random around 1,000 centres, of unit length.
+Embeddings are drawn around common centres, of unit length, 384 dimensions and written to a
+temporary folder (1.5 GB per million). `speed` has plain `faiss.IndexFlatIP` hold them in memory,
+filled before the clock runs, and ours read them from disk; `memory` measures processes of their
+own. The BLAS inside faiss-cpu takes processors that are newer than it for very old ones;
+OPENBLAS_CORETYPE=SkylakeX (or Haswell, Zen) before the command lifts that for all contenders.
 """
 
 import argparse
+import functools
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import faiss
 import numpy as np
 from machine import console, interleaved, print_machine
-from rich.table import Table
 
-from synrank_jax.contract import EncodingContract
+from synrank_jax.retrieval import search as exact
 from synrank_jax.retrieval.ann import AnnSearch, recall_audit
-from synrank_jax.retrieval.embeddings import EmbeddingStore, StoreKey
-from synrank_jax.retrieval.search import ArrayVectors, load_faiss, search
+from synrank_jax.retrieval.search import ArrayVectors, Embeddings, search
 
-DIMENSION, QUERIES, K = 384, 1000, 100
-INDEXES = ("HNSW32;efSearch=128", "IVF1024,Flat;nprobe=32", "IVF1024,SQ8;nprobe=32")
-CONTRACT = EncodingContract(
-    pooling="mean",
-    normalize=True,
-    similarity="dot",
-    query_prompt="",
-    passage_prompt="",
-    query_length=256,
-    passage_length=256,
-    tokenizer_sha256="",
+DIMENSION, QUERIES, TOP = 384, 1000, 100
+CENTRES, NOISE = 1000, 1.0
+MEMORY_DOCUMENTS = (250_000, 1_000_000, 2_000_000)
+ANN_DOCUMENTS = 200_000
+SPECS = (
+    *("IVF1024,PQ96;nprobe=16", "IVF1024,PQ96;nprobe=64", "IVF1024,SQ8;nprobe=64"),
+    *("HNSW32;efSearch=128", "HNSW32;efSearch=512"),
 )
+WRITTEN_AT_ONCE = 65_536
 
 
-def vectors(rows: int, seed: int) -> np.ndarray:
-    """Rows [N, D] of unit length around common centres."""
-    centres = np.random.default_rng(0).standard_normal((1000, DIMENSION), np.float32)
+def embeddings(rows: int, seed: int) -> Embeddings:
+    centres = np.random.default_rng(0).standard_normal((CENTRES, DIMENSION), np.float32)
     rng = np.random.default_rng(seed)
-    values = centres[rng.integers(0, 1000, rows)]
-    values += 0.7 * rng.standard_normal((rows, DIMENSION), np.float32)
-    return values / np.linalg.norm(values, axis=1, keepdims=True)
+    drawn = rng.standard_normal((rows, DIMENSION), np.float32) * np.float32(NOISE)
+    drawn += centres[rng.integers(0, CENTRES, rows)]
+    return exact.unit_length(drawn)
 
 
-def open_store(folder: Path, documents: int) -> EmbeddingStore:
-    """A store of so many rows, filled if it is not."""
-    key = StoreKey(
-        contract=CONTRACT,
-        weights_sha256="",
-        backend="jax",
-        texts_sha256="",
-        texts=documents,
-        dtype="float32",
-    )
-    store = EmbeddingStore(folder / str(documents), key)
-    for shard in store.missing():
-        store.write(shard, vectors(len(store.rows(shard)), shard + 1), [])
-    return store
+def written(folder: Path, documents: int) -> Path:
+    """A file of so many documents."""
+    path = folder / f"{documents}.npy"
+    shape = (documents, DIMENSION)
+    file = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    for start in range(0, documents, WRITTEN_AT_ONCE):
+        stop = min(start + WRITTEN_AT_ONCE, documents)
+        file[start:stop] = embeddings(stop - start, seed=1 + start)
+    file.flush()
+    return path
 
 
-def exact_table(folder: Path, documents: int, rounds: int) -> None:
-    """Seconds of each side, and whether they found the same."""
+def mapped(path: Path) -> ArrayVectors:
+    return ArrayVectors(np.load(path, mmap_mode="r"))
+
+
+def speed(folder: Path, documents: int, rounds: int) -> None:
     from synrank_jax.engine.search import search as search_in_jax
 
-    faiss = load_faiss()
-    store, queries = open_store(folder, documents), vectors(QUERIES, 0)
-    index = faiss.IndexFlatIP(DIMENSION)
-    for block in store.blocks(2**16):
-        index.add(block)
-    sides = {
-        "faiss-cpu IndexFlatIP, in memory": lambda: index.search(queries, K),
-        "ours, from disk": lambda: search(queries, store, K),
-        "ours in JAX, from disk": lambda: search_in_jax(queries, store, K),
-    }
-    seconds = interleaved(sides, rounds)
-    peer, *_ = seconds
-    rows = sides[peer]()[1]
-    title = f"{QUERIES:,} queries, best {K} of {documents:,} x {DIMENSION}, {rounds} rounds"
-    table = Table(title=title)
-    for name in ("side", "seconds", "FAISS' by it", "same rows"):
-        table.add_column(name, justify="right")
-    for side, run in sides.items():
-        same = (run()[1] == rows).mean()
-        ratio = seconds[peer] / seconds[side]
-        table.add_row(side, f"{seconds[side]:.2f}", f"{ratio:.2f}", f"{same:.4%}")
-    console.print(table)
-
-
-def anonymous_mb() -> float:
-    """Anonymous memory of this process, MB."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0]) / 1e3
-
-
-def peak_mb(folder: Path, documents: int) -> float:
-    """Peak of a search above what there was before, MB, sampled every 5 ms."""
-    store, queries = open_store(folder, documents), vectors(QUERIES, 0)
-    search(queries[:10], ArrayVectors(queries), K)  # the libraries' own memory
-    before = peak = anonymous_mb()
-    done = threading.Event()
-
-    def sample() -> None:
-        nonlocal peak
-        while not done.wait(0.005):
-            peak = max(peak, anonymous_mb())
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    search(queries, store, K)
-    done.set()
-    sampler.join()
-    return peak - before
-
-
-def memory_table(folder: Path, documents: int) -> None:
-    """Peak memory for a quarter, all and twice the documents."""
-    table = Table(title="peak anonymous memory of a search, above the start")
-    for name in ("documents", "MB on disk", "MB"):
-        table.add_column(name, justify="right")
-    for count in (documents // 4, documents, 2 * documents):
-        store = open_store(folder, count)
-        command = [sys.executable, __file__, "--folder", str(folder), "--documents", str(count)]
-        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        table.add_row(f"{count:,}", f"{store.nbytes() / 1e6:,.0f}", f"{float(told):.0f}")
-    console.print(table)
-
-
-def approximate_table(folder: Path, documents: int) -> None:
-    """Time and recall of indexes."""
-    store, queries = open_store(folder, documents), vectors(QUERIES, 0)
-    table = Table(title=f"approximate indexes, {documents:,} documents, once each")
-    for name in ("index", "build s", "search s", "recall@10", f"recall@{K}"):
-        table.add_column(name, justify="right")
-    for spec in INDEXES:
-        how = AnnSearch(spec)
-        began = time.perf_counter()
-        index = how.build(store)
-        built = time.perf_counter()
-        found = how.search(index, queries, K)
-        ended = time.perf_counter()
-        recall = recall_audit(queries, store, found, [10, K])
-        table.add_row(
-            spec,
-            f"{built - began:.1f}",
-            f"{ended - built:.2f}",
-            f"{recall[10]:.4f}",
-            f"{recall[K]:.4f}",
+    passages, queries = mapped(written(folder, documents)), embeddings(QUERIES, seed=0)
+    flat = faiss.IndexFlatIP(DIMENSION)
+    for block in passages.blocks(WRITTEN_AT_ONCE):
+        flat.add(block)
+    _, expected = flat.search(queries, TOP)
+    ours: dict[str, Callable[..., Any]] = {"ours": search, "ours in JAX": search_in_jax}
+    for name, find in ours.items():
+        same = (find(queries, passages, TOP)[1] == expected).mean()
+        console.print(f"{name}: {same:.3%} of the ranks hold the document of faiss-cpu flat")
+    medians = interleaved(
+        {
+            "faiss-cpu flat": lambda: flat.search(queries, TOP),
+            **{
+                name: functools.partial(find, queries, passages, TOP) for name, find in ours.items()
+            },
+        },
+        rounds,
+    )
+    for name, seconds in medians.items():
+        ratio = medians["faiss-cpu flat"] / seconds
+        console.print(
+            f"{name}: {documents:,} documents, {QUERIES:,} queries, top {TOP}: "
+            f"{seconds:.1f} s, {ratio:.2f}x faiss-cpu flat"
         )
-    console.print(table)
+
+
+def memory(folder: Path) -> None:
+    for documents in MEMORY_DOCUMENTS:
+        path = written(folder, documents)
+        for name in ("ours", "jax"):
+            command = [sys.executable, __file__, "--measure", name, str(path)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            console.print(f"{name}: {documents:,} documents: {done.stdout.strip()}")
+        path.unlink()
+
+
+def measure(name: str, path: Path) -> None:
+    """Print by how much anonymous memory grows while this process searches."""
+    find: Callable[..., Any] = search
+    if name == "jax":
+        from synrank_jax.engine.search import search as find
+    queries = embeddings(QUERIES, seed=0)
+    find(queries, ArrayVectors(queries), TOP)  # libraries and threads
+    before, peak, done = anonymous(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.01):
+            peak = max(peak, anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    find(queries, mapped(path), TOP)
+    done.set()
+    watcher.join()
+    print(f"{(peak - before) / 2**20:.0f} MiB of anonymous memory above {before / 2**20:.0f} MiB")
+
+
+def anonymous() -> int:
+    (line,) = (
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("RssAnon")
+    )
+    return int(line.split()[1]) * 1024
+
+
+def ann(folder: Path) -> None:
+    passages, queries = mapped(written(folder, ANN_DOCUMENTS)), embeddings(QUERIES, seed=0)
+    _, exact_s = timed(lambda: search(queries, passages, TOP))
+    console.print(f"exact: {ANN_DOCUMENTS:,} documents, {QUERIES:,} queries: {exact_s:.1f} s")
+    built: dict[str, tuple[Any, float]] = {}
+    for spec in SPECS:
+        how, (factory, _, parameters) = AnnSearch(spec), spec.partition(";")
+        if factory not in built:
+            built[factory] = timed(lambda how=how: how.build(passages))
+        index, build_s = built[factory]
+        faiss.ParameterSpace().set_index_parameters(index, parameters)
+        found, seconds = timed(lambda how=how, index=index: how.search(index, queries, TOP))
+        recall = recall_audit(queries, passages, found, [10, TOP])
+        shares = ", ".join(f"recall@{k} {share:.3f}" for k, share in recall.items())
+        console.print(f"{spec}: built in {build_s:.0f} s, searched in {seconds:.2f} s, {shares}")
+
+
+def timed(run: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    result = run()
+    return result, time.perf_counter() - start
+
+
+def blocks(rounds: int) -> None:
+    """How long our search takes with blocks and tiles of other sizes."""
+    passages, queries = ArrayVectors(embeddings(131_072, seed=1)), embeddings(QUERIES, seed=0)
+
+    def sized(rows: int, tile: int) -> None:
+        exact.BLOCK_ROWS, exact.QUERY_TILE = rows, tile
+        search(queries, passages, TOP)
+
+    sizes = [(rows, 1024) for rows in (1024, 4096, 16_384)] + [(4096, 256)]
+    runs = {f"{rows} x {tile}": functools.partial(sized, rows, tile) for rows, tile in sizes}
+    for name, seconds in interleaved(runs, rounds).items():
+        console.print(f"blocks of {name} queries: {seconds:.2f} s")
 
 
 def main() -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parts = ("exact", "memory", "approximate")
-    parser.add_argument("--part", nargs="+", choices=parts, default=list(parts))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", choices=("speed", "memory", "ann", "blocks"))
     parser.add_argument("--documents", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.folder:
-        print(peak_mb(args.folder, args.documents))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        measure(arguments.measure[0], Path(arguments.measure[1]))
         return
-    print_machine("jax", "numpy", "faiss-cpu")
-    with tempfile.TemporaryDirectory() as folder:
-        if "exact" in args.part:
-            exact_table(Path(folder), args.documents, args.rounds)
-        if "memory" in args.part:
-            memory_table(Path(folder), args.documents)
-        if "approximate" in args.part:
-            approximate_table(Path(folder), args.documents // 10)
+    print_machine("faiss-cpu", "numpy", "jax")
+    parts: dict[str, Callable[[Path], None]] = {
+        "speed": lambda folder: speed(folder, arguments.documents, arguments.rounds),
+        "memory": memory,
+        "ann": ann,
+        "blocks": lambda folder: blocks(arguments.rounds),
+    }
+    for name, run in parts.items():
+        if arguments.part in (None, name):
+            with tempfile.TemporaryDirectory() as folder:
+                run(Path(folder))
 
 
 if __name__ == "__main__":

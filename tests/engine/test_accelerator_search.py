@@ -66,9 +66,7 @@ def test_filling_of_the_last_block_is_never_found(mesh: jax.sharding.Mesh) -> No
     assert (scores == -4).all()
 
 
-def test_one_compilation_serves_all_blocks(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_one_compilation_serves_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accelerator, "MAX_ROWS", 16)
     steps = []
     make_step = accelerator.make_step
