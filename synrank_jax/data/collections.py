@@ -41,7 +41,7 @@ def downloaded_folder(path: str, split: str, cache: Path) -> Path:
         _write_texts(folder, path)
     record = folder / "qrels" / f"{split}.json"
     if not record.is_file():
-        reader = _open(resolved_path(folder), split)
+        reader = _open(columns.pinned(resolved_path(folder)), split)
         assert reader.pairs is not None
         make_folder(record.parent, "collection")
         with atomic_write(folder / "qrels" / f"{split}.tsv") as file:

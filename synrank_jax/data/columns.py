@@ -59,13 +59,17 @@ def on_hub(path: str) -> bool:
 
 
 def pinned(path: str) -> str:
-    """The path of a hub dataset with the commit that it names or has now.
+    """The path of a hub dataset with the commit that it names or has now, once it answers.
 
     Raises:
         UserError: the hub cannot be asked.
     """
     dataset = _hub_dataset(path)
-    return path if dataset.revision is None else f"{HUB}{dataset.repo}@{dataset.revision}"
+    if dataset.revision is None:
+        return path
+    # Fails at once without a network, where `datasets` tries again for half a minute.
+    _hub_commit(dataset.repo, dataset.revision)
+    return f"{HUB}{dataset.repo}@{dataset.revision}"
 
 
 def hub_texts(path: str, part: str) -> Stream[Text]:

@@ -86,7 +86,7 @@ def test_nothing_is_downloaded_twice_and_another_split_is_of_the_same_commit(hub
     assert hub.given == before
     columns._hub_commit.cache_clear()  # as in another process
     assert downloaded_folder("hub:owner/name", "dev", tmp_path) == folder
-    assert hub.given == [*before, "default dev 1"]
+    assert hub.given == [*before, f"commit of {1:040x}", "default dev 1"]
     assert beir.read_qrels(folder, "dev") == {"q2": {"d1": 1}}
 
 
@@ -95,6 +95,16 @@ def test_revisions_have_folders_of_their_own(hub, tmp_path):
     folders = {downloaded_folder(path, "test", tmp_path) for path in at}
     assert len(folders) == 2
     assert sorted(map(resolved_path, folders)) == at
+
+
+def test_without_a_network_a_pinned_dataset_fails_at_the_first_question(hub, tmp_path, monkeypatch):
+    def unreachable(repo, revision):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.dataset_info", unreachable)
+    with pytest.raises(UserError, match=r"hub:owner/name: .* no network"):
+        downloaded_folder(f"hub:owner/name@{7:040x}", "test", tmp_path)
+    assert hub.given == []  # `datasets` would try many times
 
 
 @pytest.mark.parametrize("part", ["corpus", "queries", "default"])
