@@ -138,8 +138,11 @@ class Runner:
                     label=cell.arm,
                     model=cell.config.model.path,
                     backend=backend,
+                    embeddings=cell.results(name) / "embeddings",
                 )
             write_results(cell.results(name), result, run)
+            # Of a model that is dropped too.
+            shutil.rmtree(cell.results(name) / "embeddings")
 
     def _claim_lists(self, cell: Cell) -> None:
         """Store the fingerprint of a new cell's lists, or compare it with that of a begun one.

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from numpy.typing import NDArray
+from stand_in_encoder import StandInEncoder
 
 from synrank_jax import cells, compare, train
 from synrank_jax.cells import FAILED_FILE
@@ -53,7 +54,7 @@ class Desk:
         return Report.model_validate_json((self.output / "table.json").read_text())
 
 
-class BagOfWords:
+class BagOfWords(StandInEncoder):
     """Stands for a trained model: the same words are near, by how much depends on the config."""
 
     def __init__(self, config: Config, trained: bool) -> None:
@@ -61,6 +62,7 @@ class BagOfWords:
         self.seed = (
             round(config.optimizer.learning_rate * 1e6) + config.train.seed if trained else 0
         )
+        self.weights_sha256 = str(self.seed)
 
     def encode(self, texts: Sequence[str], side: str) -> NDArray[np.float32]:
         def vector(word: str) -> NDArray[np.float64]:

@@ -1,6 +1,6 @@
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from numpy.typing import NDArray
+from stand_in_encoder import StandInEncoder
 
 from synrank_jax import encoders, evaluate
 from synrank_jax.config import Config, EncodingConfig, EvaluationConfig
@@ -52,24 +53,11 @@ Q1_EXCLUDED = (1 / math.log2(2) + 2 / math.log2(4)) / (2 / math.log2(2) + 1 / ma
 Q2 = 1 / math.log2(3)
 
 
-class FakeEncoder:
+class FakeEncoder(StandInEncoder):
     """Reads a passage's vector from its text and a query's axis from its text."""
 
     def __init__(self, contract: EncodingContract = CONTRACT) -> None:
         self.contract = contract
-
-    weights_sha256 = "0" * 64
-
-    def timings(self) -> dict[str, float]:
-        return {}
-
-    def encode_windows(
-        self,
-        windows: Iterable[Sequence[str]],
-        side: encoders.Side,
-        on_texts: Callable[[int], object] = lambda texts: None,
-    ) -> Iterator[NDArray[np.float32]]:
-        return (self.encode(texts, side) for texts in windows)
 
     def encode(self, texts: Sequence[str], side: encoders.Side) -> NDArray[np.float32]:
         axes = {"first": [1, 0], "second": [0, 1]}
