@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
@@ -48,7 +48,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, *files: str, **errors: Exception) -> S
 
 
 def http_error(status: int) -> HfHubHTTPError:
-    response = httpx.Response(status, request=httpx.Request("POST", "hub"))
+    response = httpx2.Response(status, request=httpx2.Request("POST", "hub"))
     return HfHubHTTPError(f"{status} says the server", response=response)
 
 
@@ -100,7 +100,7 @@ def test_a_name_that_is_none_is_refused_before_the_hub_is_asked(
         ),
         (http_error(401), "the token may not write there .*; use one of owner"),
         (OfflineModeIsEnabled("offline\nmode"), r"cannot be reached .*OfflineModeIs.*: offline\)"),
-        (httpx.ConnectError("no route"), r"cannot be reached or refused it \(ConnectError: no ro"),
+        (httpx2.ConnectError("no route"), r"cannot be reached or refused it \(ConnectError: no ro"),
     ],
     ids=["no token", "wrong token", "offline", "no network"],
 )
