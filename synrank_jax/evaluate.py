@@ -37,6 +37,7 @@ from synrank_jax.evaluation import (
     read_collection,
     write_results,
 )
+from synrank_jax.files import make_folder
 from synrank_jax.plots import new_figure
 from synrank_jax.retrieval.baselines import read_baselines
 from synrank_jax.retrieval.files import RUN_FILE
@@ -81,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.baseline, args.baseline_run, args.bm25, collection, evaluation, label
     )
     model = args.model and checkpoint_of(args.model)
+    make_folder(output, "--output")
     encoder, backend = load_encoder(model, args.backend, config, evaluation.batch_size)
     result, run = evaluate_collection(
         encoder,
@@ -147,8 +149,8 @@ def _main_suite(args: argparse.Namespace) -> None:
         encoder, backend = load_encoder(checkpoint, args.backend, config, settings.batch_size)
         model = checkpoint or config.model.path
     else:
-        encoder, backend = _named(args.model, settings.batch_size)
-        model = args.model
+        model = checkpoint_of(args.model)
+        encoder, backend = _named(model, settings.batch_size)
     result = run_suite(
         suite,
         collections,

@@ -239,7 +239,8 @@ def evaluate_collection(
     }
     recall: dict[int, float] = {}
     if approximate is not None:
-        depths = [k for k in AUDITED_DEPTHS if k <= found[0][1].shape[1]]
+        deepest = found[0][1].shape[1]
+        depths = [k for k in AUDITED_DEPTHS if k <= deepest] or [deepest]
         recall = recall_audit(queries, store, found[0], depths)
     values = per_query(run, collection.qrels, evaluation.metrics)
     result = EvaluationResult(

@@ -69,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         lists=_lists(trained),
         results=results,
         own=[
-            result.contract == contract and _same(result.model, (args.checkpoint, args.output))
+            result.contract == contract
+            and _same(result.model, (args.checkpoint, str(trained.folder), args.output))
             for result in results
         ],
     )

@@ -167,7 +167,7 @@ def run_suite(
     for collection in collections:
         name = collection.config.name
         place, prompted = output / name, _prompted(encoder, collection.config)
-        result = _finished(place, collection, prompted, backend)
+        result = _finished(place, collection, prompted, backend, label)
         if result is None:
             result, run = evaluate_collection(
                 prompted,
@@ -211,7 +211,7 @@ def _prompted(encoder: Encoder, config: CollectionConfig) -> Encoder:
 
 
 def _finished(
-    place: Path, collection: SuiteCollection, encoder: Encoder, backend: Backend
+    place: Path, collection: SuiteCollection, encoder: Encoder, backend: Backend, label: str
 ) -> EvaluationResult | None:
     """The result of an earlier run, if this one would compute the same."""
     if not (place / METRICS_FILE).is_file() or not (place / RUN_FILE).is_file():
@@ -219,8 +219,8 @@ def _finished(
     result = EvaluationResult.read(place / METRICS_FILE)
     # The content counts, not where it lies.
     settings = result.evaluation.model_copy(update={"path": collection.evaluation.path})
-    before = (result.weights_sha256, result.contract, result.backend, settings)
-    now = (encoder.weights_sha256, encoder.contract, backend, collection.evaluation)
+    before = (result.label, result.weights_sha256, result.contract, result.backend, settings)
+    now = (label, encoder.weights_sha256, encoder.contract, backend, collection.evaluation)
     same = before == now and result.collection_sha256 == collection.content.sha256
     return result if same else None
 

@@ -322,10 +322,11 @@ def test_command_exports_the_trained_weights(
     learning = training_config(tiny_source, **TINY_ENCODING)
     loss = learning.loss.model_copy(update={"learn_temperature": True})
     learning = learning.model_copy(update={"loss": loss})
-    checkpoint = Trained(learning, contract, trained, step=7, data_sha256="0")
+    folder = Path("run") / "checkpoints" / "7"
+    checkpoint = Trained(learning, contract, trained, step=7, data_sha256="0", folder=folder)
     monkeypatch.setattr(export, "load_trained", lambda path: checkpoint)
     metrics = tmp_path / "metrics.json"
-    evaluated(contract, model="run").write(metrics)
+    evaluated(contract, model="run/checkpoints/7").write(metrics)
     output = tmp_path / "out"
     arguments = ["--checkpoint", "run", "--output", str(output), "--metrics", str(metrics)]
     export.main(arguments)

@@ -54,6 +54,8 @@ class Trained:
     params: dict[str, np.ndarray]
     step: int
     data_sha256: str
+    folder: Path = Path()
+    """The checkpoint."""
     because: str = ""
     """Why this one of a run's checkpoints, as ", the newest"; empty: it was named."""
 
@@ -304,6 +306,7 @@ def load_trained(path: Path) -> Trained:
         params={name: np.asarray(leaf) for name, leaf in restored["params"].items()},
         step=meta["step"],
         data_sha256=meta["data_sha256"],
+        folder=folder,
         because=because,
     )
 

@@ -91,14 +91,20 @@ class AnnSearch:
         first = 0
         for block in passages.blocks(BLOCK_ROWS):
             require_finite(block, "passage", first)
-            index.add(block)
+            try:
+                index.add(block)
+            except RuntimeError as error:
+                raise self._refused(f"for {count} documents", error) from error
             first += len(block)
         return index
 
     def search(self, index: Any, queries: Embeddings, k: int) -> Found:
         """What the index finds; row -1 and score -inf where it finds fewer than min(k, N)."""
         k = min(k, index.ntotal)
-        scores, rows = index.search(np.ascontiguousarray(queries), k)
+        try:
+            scores, rows = index.search(np.ascontiguousarray(queries), k)
+        except RuntimeError as error:
+            raise self._refused(f"for the best {k}", error) from error
         if short := int((rows < 0).any(axis=1).sum()):
             logger.warning(
                 "evaluation.search %r found fewer than %d documents for %d of %d queries; search "

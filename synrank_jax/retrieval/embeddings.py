@@ -55,9 +55,11 @@ class EmbeddingStore:
         self.folder, self.key = folder, key
         make_folder(folder, "--embeddings")
         manifest = folder / MANIFEST_FILE
+        # Hidden files are temporary ones, of a process that opens the same store or was killed.
+        others = any(not path.name.startswith(".") for path in folder.iterdir())
         if manifest.exists():
             _require_equal(_read_key(manifest), key, folder)
-        elif any(folder.iterdir()):
+        elif others:
             raise UserError(
                 f"--embeddings {folder}: is neither empty nor has it a {MANIFEST_FILE}, so it is "
                 "no folder of embeddings; choose another"

@@ -134,6 +134,11 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_what_a_kill_or_another_process_left_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / ".manifest.json.0.tmp").write_text("{")
+    assert EmbeddingStore(tmp_path, key()).missing() == [0, 1, 2]
+
+
 def test_a_broken_manifest_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"texts": 3}))
     with pytest.raises(UserError, match="not the manifest of an embeddings folder"):

@@ -111,8 +111,9 @@ def _sentences(facts: Facts, comparisons: tuple[Comparison, ...]) -> Iterator[st
             yield f'<span class="mark">{verdict}</span> than {name}: {difference}'
         else:
             yield (
-                f"no difference to {name} shown: {difference}; with these queries, a true "
-                f"difference of {found.detectable:.4f} would be found four times in five"
+                f"no difference to {name} shown: {difference}"
+                + f"; with these queries, a true difference of {found.detectable:.4f} would be "
+                "found four times in five" * math.isfinite(found.detectable)
             )
     judged = ", ".join(f"{safe(label)} {share:.0%}" for label, share in facts.judged_at_10.items())
     yield (
