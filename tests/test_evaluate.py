@@ -122,6 +122,16 @@ def test_metrics_are_those_worked_out_by_hand(collection: Path) -> None:
     assert (result.queries, result.documents, result.excluded_pairs) == (2, 5, 0)
 
 
+def test_every_way_to_search_gives_the_same_ranking_here(collection: Path) -> None:
+    exact = scored(collection)
+    assert scored(collection, search="jax").per_query == exact.per_query
+    approximate = scored(collection, search="HNSW8", top_k=3)
+    assert approximate.index_recall == {3: 1.0}  # fewer than ten documents are asked for
+    assert exact.index_recall == {}
+    with pytest.raises(UserError, match=r"evaluation\.search 'LSH9x'"):
+        scored(collection, search="LSH9x")
+
+
 def test_cosine_normalises_before_the_inner_product(collection: Path) -> None:
     cosine = scored(collection, CONTRACT.model_copy(update={"similarity": "cosine"}))
     # Cosines with the first axis: d3 1, d4 .89, d2 .8, d1 .11, d5 0.
