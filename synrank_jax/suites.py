@@ -1,7 +1,7 @@
 """A suite from end to end: find or download its collections, evaluate one after another, average.
 
-A collection that was evaluated before with the same weights, contract, settings and content is not
-run again.
+A collection that was evaluated before under the same label, with the same weights, contract,
+settings and content, is not run again.
 """
 
 import copy

@@ -5,6 +5,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from synrank_jax.contract import EncodingContract
+
+CONTRACT = EncodingContract(
+    pooling="mean",
+    normalize=False,
+    similarity="dot",
+    query_prompt="",
+    passage_prompt="",
+    query_length=8,
+    passage_length=8,
+    tokenizer_sha256="0" * 64,
+)
+
 
 class StandInEncoder:
     """To be given `encode` and a contract; two that embed differently need their own hash."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from numpy.typing import NDArray
-from stand_in_encoder import StandInEncoder
+from stand_in_encoder import CONTRACT, StandInEncoder
 
 from synrank_jax import encoders, evaluate
 from synrank_jax.config import Config, EncodingConfig, EvaluationConfig
@@ -29,16 +29,6 @@ BATCHING = 1e-6
 # NFCorpus test, zero-shot, 256 tokens: the published figure's last digit and then some.
 NFCORPUS, NFCORPUS_TOLERANCE = 0.3159, 0.0005
 
-CONTRACT = EncodingContract(
-    pooling="mean",
-    normalize=False,
-    similarity="dot",
-    query_prompt="",
-    passage_prompt="",
-    query_length=8,
-    passage_length=8,
-    tokenizer_sha256="0" * 64,
-)
 
 # Two dimensions; a query's text names the one it looks at, so scores can be read off here.
 DOCUMENTS = {"d1": (1, 9), "d2": (4, 3), "d3": (3, 0), "d4": (2, 1), "d5": (0, 2)}

@@ -12,6 +12,7 @@ from synrank_jax.errors import UserError
 from synrank_jax.files import write_text
 from synrank_jax.retrieval.result import EvaluationResult
 from synrank_jax.retrieval.significance import holm, paired_p_value
+from synrank_jax.retrieval.summary import aligned, p_shown
 
 
 class CollectionScores(Section):
@@ -200,7 +201,7 @@ def suite_table(suite: SuiteConfig, result: SuiteResult) -> str:
     average = result.average
     if average is not None:
         rows.append(["average", "", "", "", *_figures(average.metrics, measures)])
-    lines = _aligned(rows)
+    lines = aligned(rows)
     lines.insert(1, "-" * max(map(len, lines)))
     notes = [f"average: {average.label()}"] if average else []
     if any(scores.exclude_self_match for scores in result.collections):
@@ -215,28 +216,12 @@ def _comparison_table(comparisons: Comparisons) -> str:
     rows = [["collection", "measure", "mean", comparisons.baseline, "diff", "p", "p (Holm)"]]
     for name, row in comparisons.collections.items():
         figures = [f"{row.mean:.4f}", f"{row.baseline:.4f}", f"{row.mean - row.baseline:+.4f}"]
-        rows.append([name, row.measure, *figures, _p(row.p), _p(row.p_holm)])
-    lines = _aligned(rows)
+        rows.append([name, row.measure, *figures, p_shown(row.p), p_shown(row.p_holm)])
+    lines = aligned(rows)
     lines.insert(1, "-" * max(map(len, lines)))
     notes = ["p: two-sided paired randomisation test over the queries", "Holm: over collections"]
     return "\n".join([*lines, "", "; ".join(notes)])
 
 
-def _p(value: float) -> str:
-    return "<0.0001" if value < 0.0001 else f"{value:.4f}"
-
-
 def _figures(metrics: Mapping[str, float], measures: Sequence[str]) -> list[str]:
     return [f"{metrics[name]:.4f}" if name in metrics else "" for name in measures]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of equal width: the first two to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(
-            f"{cell:{'<' if column < 2 else '>'}{width}}"
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

@@ -138,17 +138,22 @@ def p_shown(p: float) -> str:
 def summary_table(result: EvaluationResult, summaries: Sequence[MeasureSummary]) -> str:
     """The summary for a terminal or a log."""
     header, rows = summary_cells(result.label, summaries)
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if at < 2 else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (header, *rows)
-    ]
+    lines = aligned([header, *rows])
     lines.insert(1, "-" * max(map(len, lines)))
     audit = [
         f"recall@{k} of {result.evaluation.search} against exact search: {recall:.4f}"
         for k, recall in result.index_recall.items()
     ]
     return "\n".join([collection_heading(result), "", *lines, "", *audit, *notes(summaries)])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns of equal width: the first two to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            f"{cell:{'<' if column < 2 else '>'}{width}}"
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

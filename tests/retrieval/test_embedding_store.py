@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from stand_in_encoder import CONTRACT
 
 from synrank_jax.contract import EncodingContract
 from synrank_jax.errors import UserError
@@ -15,16 +16,6 @@ from synrank_jax.retrieval.embeddings import EmbeddingStore, StoreKey
 
 ROWS = 11
 SHARD = 4
-CONTRACT = EncodingContract(
-    pooling="mean",
-    normalize=False,
-    similarity="dot",
-    query_prompt="",
-    passage_prompt="",
-    query_length=8,
-    passage_length=8,
-    tokenizer_sha256="0" * 64,
-)
 IDS = [f"d{row}" for row in range(ROWS)]
 
 
