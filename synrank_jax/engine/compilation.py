@@ -1,5 +1,9 @@
-"""The persistent compilation cache: a program compiled once starts at once the next time."""
+"""How programs are compiled: with options found by measurement, and once.
 
+The persistent compilation cache makes a program that was compiled before start at once.
+"""
+
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +11,34 @@ from pathlib import Path
 
 import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
+from jax.sharding import Mesh
+
+# What each gave is in benchmarks/PROFILE.md.
+CPU_OPTIONS: dict[str, bool | str] = {
+    # No matmul by YNNPACK, but by Eigen and XNNPACK.
+    "xla_cpu_experimental_ynn_fusion_type": "",
+    "xla_cpu_use_xnnpack": True,
+    # Few arrays alive at a time, rather than many operations ready at a time.
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+}
+
+
+def compiler_options(mesh: Mesh) -> dict[str, bool | str]:
+    """Options of the compiler for the devices of a mesh, for `jax.jit`."""
+    return _known_cpu_options() if mesh.devices.flat[0].platform == "cpu" else {}
+
+
+@functools.cache
+def _known_cpu_options() -> dict[str, bool | str]:
+    """Those that this release of XLA has; they are no part of its interface."""
+    known = {}
+    for name, value in CPU_OPTIONS.items():
+        try:
+            jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+        except jax.errors.JaxRuntimeError:
+            continue
+        known[name] = value
+    return known
 
 
 def use_compilation_cache() -> None:

@@ -92,6 +92,7 @@ def count_flops(
         rows * lengths.row.tokens,
         rows * lengths.row_squared(config.pool_size()),
         0,
+        executed=True,
         chunked=lengths.rows > batch_devices,
         remat=config.model.remat,
     )

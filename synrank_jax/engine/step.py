@@ -10,6 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from synrank_jax.config import Config
 from synrank_jax.contract import EncodingContract
+from synrank_jax.engine.compilation import compiler_options
 from synrank_jax.engine.counts import batch_counts
 from synrank_jax.engine.state import LOG_TEMPERATURE, Params, TrainState, merge_model
 from synrank_jax.losses import list_loss
@@ -66,7 +67,7 @@ def make_train_step(
         skips = skip_metrics(state.opt_state, opt_state)
         return updated, {"loss": loss, **norms, **metrics, **skips, **batch_counts(batch)}
 
-    return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options(mesh))
 
 
 def make_pool_loss(
@@ -287,7 +288,7 @@ def make_encode_step(structure: Any, mesh: Mesh) -> Callable[[Params, Tokens], j
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
                 return encode(params, tokens)
 
-        return jax.jit(encode_all)
+        return jax.jit(encode_all, compiler_options=compiler_options(mesh))
     split = PartitionSpec(BATCH_AXES)
     # Kernels of attention are not partitioned by the compiler.
     return jax.jit(
@@ -298,5 +299,6 @@ def make_encode_step(structure: Any, mesh: Mesh) -> Callable[[Params, Tokens], j
             out_specs=split,
             axis_names=set(BATCH_AXES),
             check_vma=False,  # Pallas kernels lack it
-        )
+        ),
+        compiler_options=compiler_options(mesh),
     )

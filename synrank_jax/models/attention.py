@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 from synrank_jax.errors import UserError
+from synrank_jax.models.backward import after
 from synrank_jax.types import TENSOR
 
 Kernel = Literal["plain", "cudnn", "splash"]
@@ -107,7 +108,7 @@ def attend(
         In the type of `value`; the softmax is float32. Padding gets finite numbers.
     """
     if kernel == "plain":
-        return _plain(query, key, value, segments, precision, drop)
+        return _plain(query, key, value, segments, precision, one_text, drop)
     assert drop is None  # choose_kernel
     *batch, length, heads, size = query.shape
     query, key, value = (part.reshape(-1, length, heads, size) for part in (query, key, value))
@@ -141,25 +142,91 @@ def _plain(
     value: Array,
     segments: Array,
     precision: jax.lax.Precision,
+    one_text: bool,
     drop: Callable[[Array], Array] | None,
 ) -> Array:
     # Heads first, by hand: the CPU compiler's own layout doubles the time of both matmuls.
-    query, key, value = (x.swapaxes(-3, -2) for x in (query, key, value))
-    logits = jnp.einsum(
-        "...qd,...kd->...qk",
-        query / math.sqrt(query.shape[-1]),
-        key,
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
-    same = segments[..., None, :, None] == segments[..., None, None, :]
-    weights = jax.nn.softmax(jnp.where(same, logits, MASKED_LOGIT))
-    if drop is not None:
-        weights = drop(weights)
+    query = (query / math.sqrt(query.shape[-1])).swapaxes(-3, -2)
+    key, value = key.swapaxes(-3, -2), value.swapaxes(-3, -2)
+    may = segments[..., None, None, :] >= 0
+    if not one_text:
+        may = segments[..., None, :, None] == segments[..., None, None, :]
+    if drop is None:
+        return weighted_values(query, key, value, may, precision).swapaxes(-3, -2)
+    weights = drop(jax.nn.softmax(_logits(query, key, may, precision)))
     mixed = jnp.einsum(
         "...qk,...kd->...qd", weights.astype(value.dtype), value, precision=precision
     )
     return mixed.swapaxes(-3, -2)
+
+
+def _logits(query: Array, key: Array, may: Array, precision: jax.lax.Precision) -> Array:
+    logits = jnp.einsum(
+        "...qd,...kd->...qk",
+        query,
+        key,
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+    return jnp.where(may, logits, MASKED_LOGIT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def weighted_values(
+    query: Float[Array, "*B N T D"],
+    key: Float[Array, "*B N T D"],
+    value: Float[Array, "*B N T D"],
+    may: Bool[Array, "*B 1 #T T"],
+    precision: jax.lax.Precision,
+) -> Float[Array, "*B N T D"]:
+    """softmax(q k^T) v, heads first, over the tokens that a token may attend to.
+
+    The backward pass computes the weights again from one number per row of them, as flash attention
+    does (Dao et al. 2022, arXiv 2205.14135): keeping the [T, T] of all heads and layers is what
+    fills memory, and on CPU it takes longer than the second matmul.
+    """
+    return _weighted_values(query, key, value, may, precision)[0]
+
+
+def _weighted_values(
+    query: Array, key: Array, value: Array, may: Array, precision: jax.lax.Precision
+) -> tuple[Array, tuple[Array, ...]]:
+    logits = _logits(query, key, may, precision)
+    top = logits.max(axis=-1, keepdims=True)
+    exponentials = jnp.exp(logits - top)
+    total = exponentials.sum(axis=-1, keepdims=True)
+    mixed = jnp.einsum(
+        "...qk,...kd->...qd",
+        exponentials.astype(value.dtype),
+        value,
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+    mixed = (mixed / total).astype(value.dtype)
+    return mixed, (query, key, value, may, mixed, top + jnp.log(total))
+
+
+def _weighted_values_backward(
+    precision: jax.lax.Precision, kept: tuple[Array, ...], gradient: Array
+) -> tuple[Array, Array, Array, None]:
+    query, key, value, may, mixed, log_total = kept
+    matmul = functools.partial(
+        jnp.einsum, precision=precision, preferred_element_type=jnp.float32
+    )
+    logits = _logits(after(query, gradient), key, may, precision)
+    weights = jnp.exp(logits - log_total)
+    of_weights = matmul("...qd,...kd->...qk", gradient, value)
+    mean = jnp.sum(gradient * mixed, axis=-1, keepdims=True, dtype=jnp.float32)
+    of_logits = (weights * (of_weights - mean)).astype(value.dtype)
+    return (
+        matmul("...qk,...kd->...qd", of_logits, key).astype(query.dtype),
+        matmul("...qk,...qd->...kd", of_logits, query).astype(key.dtype),
+        matmul("...qk,...qd->...kd", weights.astype(value.dtype), gradient).astype(value.dtype),
+        None,
+    )
+
+
+weighted_values.defvjp(_weighted_values, _weighted_values_backward)
 
 
 def _cudnn(query: Array, key: Array, value: Array, segments: Array, one_text: bool) -> Array:

@@ -6,7 +6,6 @@ Layers are a Python loop unless `Numerics.scan_layers`: on CPU that is faster.
 import dataclasses
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int32, Key
 
 from synrank_jax.errors import UserError
 from synrank_jax.models.attention import attend
+from synrank_jax.models.backward import Activation, layer_norm, linear
 from synrank_jax.models.numerics import Numerics
 from synrank_jax.models.packing import Layout, padded_layout
 from synrank_jax.types import PackedTexts
@@ -31,7 +31,7 @@ def _tanh_gelu(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=True)
 
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+ACTIVATIONS: dict[str, Activation] = {
     "gelu": _gelu,
     "gelu_new": _tanh_gelu,
     "gelu_pytorch_tanh": _tanh_gelu,
@@ -105,20 +105,38 @@ def _unsupported(values: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _linear(n_in: int, n_out: int, numerics: Numerics, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(
-        n_in, n_out, dtype=numerics.compute_dtype, precision=numerics.precision, rngs=rngs
-    )
+class Linear(nnx.Linear):  # type: ignore[misc]
+    """Matmul and bias in the compute type, after an activation of the input if there is one."""
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        numerics: Numerics,
+        rngs: nnx.Rngs,
+        activation: Activation | None = None,
+    ) -> None:
+        super().__init__(n_in, n_out, rngs=rngs)
+        self.numerics = numerics
+        self.activation = activation
+
+    def __call__(self, x: Array) -> Array:
+        precision, dtype = self.numerics.precision, self.numerics.compute_dtype
+        x, kernel, bias = (part.astype(dtype) for part in (x, self.kernel[...], self.bias[...]))
+        out: Array = linear(x, kernel, bias, precision, self.activation)
+        return out
 
 
-def _norm(config: BertConfig, numerics: Numerics, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(
-        config.hidden_size,
-        epsilon=config.layer_norm_eps,
-        dtype=numerics.compute_dtype,  # of the result; the statistics are float32
-        use_fast_variance=False,
-        rngs=rngs,
-    )
+class Norm(nnx.LayerNorm):  # type: ignore[misc]
+    """Layer norm with statistics in float32 and the result in the compute type."""
+
+    def __init__(self, config: BertConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
+        super().__init__(config.hidden_size, epsilon=config.layer_norm_eps, rngs=rngs)
+        self.numerics = numerics
+
+    def __call__(self, x: Array) -> Array:
+        normed: Array = layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
+        return normed.astype(self.numerics.compute_dtype)
 
 
 class Embeddings(nnx.Module):  # type: ignore[misc]
@@ -128,7 +146,7 @@ class Embeddings(nnx.Module):  # type: ignore[misc]
         self.word = nnx.Embed(config.vocab_size, config.hidden_size, rngs=rngs)
         self.position = nnx.Embed(config.max_position_embeddings, config.hidden_size, rngs=rngs)
         self.token_type = nnx.Embed(config.type_vocab_size, config.hidden_size, rngs=rngs)
-        self.norm = _norm(config, numerics, rngs)
+        self.norm = Norm(config, numerics, rngs)
 
     def __call__(self, input_ids: Array, positions: Array, longest: int) -> Array:
         known = self.position.embedding.shape[0]
@@ -146,10 +164,10 @@ class Attention(nnx.Module):  # type: ignore[misc]
 
     def __init__(self, config: BertConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
         size = config.hidden_size
-        self.query = _linear(size, size, numerics, rngs)
-        self.key = _linear(size, size, numerics, rngs)
-        self.value = _linear(size, size, numerics, rngs)
-        self.output = _linear(size, size, numerics, rngs)
+        self.query = Linear(size, size, numerics, rngs)
+        self.key = Linear(size, size, numerics, rngs)
+        self.value = Linear(size, size, numerics, rngs)
+        self.output = Linear(size, size, numerics, rngs)
         self.heads = config.num_attention_heads
         self.numerics = numerics
 
@@ -199,19 +217,20 @@ class Layer(nnx.Module):  # type: ignore[misc]
 
     def __init__(self, config: BertConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
         self.attention = Attention(config, numerics, rngs)
-        self.attention_norm = _norm(config, numerics, rngs)
-        self.intermediate = _linear(config.hidden_size, config.intermediate_size, numerics, rngs)
-        self.output = _linear(config.intermediate_size, config.hidden_size, numerics, rngs)
-        self.output_norm = _norm(config, numerics, rngs)
-        self.activation = config.hidden_act
+        self.attention_norm = Norm(config, numerics, rngs)
+        self.intermediate = Linear(config.hidden_size, config.intermediate_size, numerics, rngs)
+        activation = ACTIVATIONS[config.hidden_act]
+        self.output = Linear(
+            config.intermediate_size, config.hidden_size, numerics, rngs, activation
+        )
+        self.output_norm = Norm(config, numerics, rngs)
         self.numerics = numerics
 
     def __call__(self, hidden: Array, layout: Layout, site: int | Array) -> Array:
         keys = layout.token_keys
         mixed = self.attention(hidden, layout, site)
         hidden = self.attention_norm(hidden + self.numerics.drop(mixed, keys, site + 1))
-        wide = ACTIVATIONS[self.activation](self.intermediate(hidden))
-        update = self.numerics.drop(self.output(wide), keys, site + 2)
+        update = self.numerics.drop(self.output(self.intermediate(hidden)), keys, site + 2)
         out: Array = self.output_norm(hidden + update)
         return out
 

@@ -33,14 +33,15 @@ def step_flops(
     squared: int | float,
     pairs: int | float,
     *,
+    executed: bool = False,
     chunked: bool = False,
     remat: Literal["none", "dots", "layer"] = "none",
 ) -> int | float:
     """One optimizer step: forward and backward of encoder and scores.
 
     A backward pass costs twice its forward pass, so the encoder runs 3 times its forward FLOPs.
-    With the default `chunked` and `remat`, and true tokens, these are the model FLOPs that
-    utilisation counts; what a device executes beyond them is overhead.
+    With the defaults of the last three, and true tokens, these are the model FLOPs that utilisation
+    counts; what a device executes beyond them is overhead.
 
     Args:
         config: The encoder.
@@ -48,12 +49,14 @@ def step_flops(
         squared: As in `forward_flops`.
         pairs: Scored (query, passage) pairs: Q P of every pool, or Q L under `scope: list`. All
             components are counted, also where `encoding.dimension` keeps fewer.
+        executed: The backward pass computes the logits of attention once more, as all kernels do
+            (`models.attention`; under dropout it need not).
         chunked: Gradient caching is at work (encode_chunk_size below a device's share of a pool):
             the encoder runs forward once more. The scores do not.
         remat: `layer` computes every layer's forward pass once more; `dots` only the matmuls of
             attention, whose results no policy keeps.
     """
     passes = 3 + chunked + (remat == "layer")
-    attention = (remat == "dots") * forward_flops(config, 0, squared)
+    attention = ((remat == "dots") + executed / 2) * forward_flops(config, 0, squared)
     scores = 2 * pairs * config.hidden_size
     return passes * forward_flops(config, tokens, squared) + attention + 3 * scores

@@ -71,9 +71,11 @@ def test_a_forward_pass_has_the_matmuls_of_the_formula():
     assert counted == forward_flops(WIDE, TOKENS, SQUARED) + 2 * PAIRS * WIDE.hidden_size
 
 
-def test_a_step_has_three_times_the_matmuls_of_its_forward_pass():
+def test_a_step_has_three_times_the_matmuls_of_its_forward_pass_and_the_logits_again():
     counted = dot_flops(jax.make_jaxpr(jax.value_and_grad(loss))(forward()[1]).jaxpr)
-    assert counted == step_flops(WIDE, TOKENS, SQUARED, PAIRS)
+    assert counted == step_flops(WIDE, TOKENS, SQUARED, PAIRS, executed=True)
+    logits = forward_flops(WIDE, 0, SQUARED) / 2
+    assert counted == step_flops(WIDE, TOKENS, SQUARED, PAIRS) + logits
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "step"])
