@@ -1,4 +1,4 @@
-"""The contenders of benchmarks/train_step.py, each started in a process (and environment) of its own.
+"""The contenders of benchmarks/train_step.py, each in a process (and environment) of its own.
 
     python benchmarks/train_sides.py NAME JOB.json
 
@@ -61,13 +61,13 @@ def synrank(job: Job) -> None:
     def on_step(_: int) -> None:
         record = json.loads(metrics.read_text("utf-8").splitlines()[-1])
         slots = record["tokens"] / (1 - record["padding_share"])
-        device = {"peak_bytes": record[key] for key in record if key == "memory_peak_bytes"}
+        on_device = record.get("memory_peak_bytes")
         report(
             loss=record["loss"],
             tokens=record["tokens"],
             slots=round(slots),
             compile_s=record["compile_s"],
-            **device,
+            **({} if on_device is None else {"peak_bytes": on_device}),
         )
 
     train.run(config, on_step=on_step)

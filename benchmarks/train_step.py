@@ -1,7 +1,8 @@
 """Training speed, side by side: ours, Trove and sentence-transformers on the same work.
 
     python benchmarks/train_step.py [--model minilm] [--lists cranfield-synthetic ...]
-        [--sides ours:wasserstein trove-infonce st-mnrl ...] [--trove-python PATH] [--st-python PATH]
+        [--sides ours:wasserstein trove-infonce st-mnrl ...]
+        [--trove-python PATH] [--st-python PATH]
 
 One process per side, each with its own trainer and optimizer step: same weights, same lists in the
 same order (checked by their tokens), same lengths, batch, precision and dropout. The sides take
@@ -52,7 +53,7 @@ class Side:
     def __init__(self, name: str, command: list[str], environment: dict[str, str]) -> None:
         self.name = name
         self.reports: list[dict[str, Any]] = []
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed by close
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -96,6 +97,7 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--torch-compile", action="store_true")
+    parser.add_argument("--cold", action="store_true", help="also start once without a cache")
     parser.add_argument("--pretokenized", action="store_true", help="our step from arrays")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/train_step"))
     args = parser.parse_args()
@@ -165,7 +167,7 @@ def measure(
         cache = Path(closing.enter_context(tempfile.TemporaryDirectory()))
         ours = next((side for side in sides if kind_of(side) == "ours"), None)
         cold = None
-        if ours is not None:
+        if ours is not None and args.cold:
             start(ours, cache)
             cold = processes.pop(ours)
             cold.close()
@@ -272,15 +274,11 @@ def job_of(
 def check_same_lists(processes: dict[str, Side]) -> None:
     """Every side saw the same texts in every step, and the same function gave the same loss."""
     for reports in zip(*(process.reports for process in processes.values()), strict=True):
-        tokens = {
-            name: report["tokens"] for name, report in zip(processes, reports, strict=True)
-        }
+        tokens = {name: report["tokens"] for name, report in zip(processes, reports, strict=True)}
         if len(set(tokens.values())) > 1:
             raise SystemExit(f"the sides trained on different texts: tokens {tokens}")
     losses = {
-        name: process.reports[0]["loss"]
-        for name, process in processes.items()
-        if name in SAME_LOSS
+        name: process.reports[0]["loss"] for name, process in processes.items() if name in SAME_LOSS
     }
     if losses and max(losses.values()) - min(losses.values()) > LOSS_TOLERANCE:
         raise SystemExit(f"the first loss of InfoNCE differs: {losses}")
@@ -314,9 +312,7 @@ def print_tables(
         tokens = sum(step["tokens"] for step in steps)
         rate = tokens / sum(seconds)
         flops = sum(
-            step_flops(
-                encoder, step["tokens"], squares * args.queries, LIST_SIZE * args.queries**2
-            )
+            step_flops(encoder, step["tokens"], squares * args.queries, LIST_SIZE * args.queries**2)
             for step in steps
         )
         row = [

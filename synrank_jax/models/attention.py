@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from synrank_jax.errors import UserError
 from synrank_jax.models.backward import after
+from synrank_jax.models.reductions import row_max, row_sum
 from synrank_jax.types import TENSOR
 
 Kernel = Literal["plain", "cudnn", "splash"]
@@ -192,9 +193,9 @@ def _weighted_values(
     query: Array, key: Array, value: Array, may: Array, precision: jax.lax.Precision
 ) -> tuple[Array, tuple[Array, ...]]:
     logits = _logits(query, key, may, precision)
-    top = logits.max(axis=-1, keepdims=True)
+    top = row_max(logits)
     exponentials = jnp.exp(logits - top)
-    total = exponentials.sum(axis=-1, keepdims=True)
+    total = row_sum(exponentials)
     mixed = jnp.einsum(
         "...qk,...kd->...qd",
         exponentials.astype(value.dtype),
@@ -210,14 +211,13 @@ def _weighted_values_backward(
     precision: jax.lax.Precision, kept: tuple[Array, ...], gradient: Array
 ) -> tuple[Array, Array, Array, None]:
     query, key, value, may, mixed, log_total = kept
-    matmul = functools.partial(
-        jnp.einsum, precision=precision, preferred_element_type=jnp.float32
-    )
+    matmul = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
     logits = _logits(after(query, gradient), key, may, precision)
     weights = jnp.exp(logits - log_total)
     of_weights = matmul("...qd,...kd->...qk", gradient, value)
     mean = jnp.sum(gradient * mixed, axis=-1, keepdims=True, dtype=jnp.float32)
-    of_logits = (weights * (of_weights - mean)).astype(value.dtype)
+    # In a row without a text the weights are not 0, though no logit enters them.
+    of_logits = jnp.where(may, weights * (of_weights - mean), 0).astype(value.dtype)
     return (
         matmul("...qk,...kd->...qd", of_logits, key).astype(query.dtype),
         matmul("...qk,...qd->...kd", of_logits, query).astype(key.dtype),

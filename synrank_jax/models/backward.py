@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from synrank_jax.models.reductions import row_sum
+
 Activation = Callable[[Array], Array]
 
 
@@ -24,15 +26,40 @@ def after(value: Array, *others: Array) -> Array:
     return value + sum(0 * other.ravel()[0].astype(value.dtype) for other in others)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def linear(
-    x: Float[Array, "*B T I"],
+    x: Float[Array, "*B I"],
     kernel: Float[Array, "I O"],
     bias: Float[Array, " O"],
     precision: jax.lax.Precision,
     activation: Activation | None = None,
-) -> Float[Array, "*B T O"]:
+) -> Float[Array, "*B O"]:
     """activation(x) @ kernel + bias, all in one type. Of activation(x) nothing is kept."""
+    out = _flat_linear(x.reshape(-1, x.shape[-1]), kernel, bias, precision, activation)
+    return out.reshape(*x.shape[:-1], -1)
+
+
+def layer_norm(
+    x: Float[Array, "*B H"], scale: Float[Array, " H"], bias: Float[Array, " H"], epsilon: float
+) -> Float[Array, "*B H"]:
+    """Layer normalisation (Ba et al. 2016, arXiv 1607.06450), in float32, to the type of x.
+
+    Keeps x and two numbers per row of it.
+    """
+    return _flat_layer_norm(x.reshape(-1, x.shape[-1]), scale, bias, epsilon).reshape(x.shape)
+
+
+# All in two dimensions: the CPU compiler transposes the operands of other matmuls first, and
+# computes what leads to a reshape once for either shape.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _flat_linear(
+    x: Float[Array, "T I"],
+    kernel: Float[Array, "I O"],
+    bias: Float[Array, " O"],
+    precision: jax.lax.Precision,
+    activation: Activation | None,
+) -> Float[Array, "T O"]:
     activated = x if activation is None else activation(x)
     return jnp.matmul(activated, kernel, precision=precision) + bias
 
@@ -44,7 +71,7 @@ def _linear(
     precision: jax.lax.Precision,
     activation: Activation | None,
 ) -> tuple[Array, tuple[Array, Array]]:
-    return linear(x, kernel, bias, precision, activation), (x, kernel)
+    return _flat_linear(x, kernel, bias, precision, activation), (x, kernel)
 
 
 def _linear_backward(
@@ -54,30 +81,23 @@ def _linear_backward(
     gradient: Array,
 ) -> tuple[Array, Array, Array]:
     x, kernel = kept
-    activated = x
-    if activation is not None:
-        activated, of_activation = jax.vjp(activation, after(x, gradient))
-    # In two dimensions, or the CPU compiler writes the transpose of `activated` first.
-    flat, flat_gradient = (part.reshape(-1, part.shape[-1]) for part in (activated, gradient))
-    of_kernel = jnp.matmul(flat.T, flat_gradient, precision=precision)
-    of_bias = gradient.sum(axis=range(gradient.ndim - 1))
+    activated = x if activation is None else activation(after(x, gradient))
+    of_kernel = jnp.matmul(activated.T, gradient, precision=precision)
+    of_bias = gradient.sum(axis=0)
     of_x = jnp.matmul(gradient, kernel.T, precision=precision)
     if activation is not None:
-        (of_x,) = of_activation(of_x)
+        # Computed a second time, in one pass over memory with the product.
+        (of_x,) = jax.vjp(activation, after(x, of_kernel))[1](of_x)
     return after(of_x, of_kernel, of_bias), of_kernel, of_bias
 
 
-linear.defvjp(_linear, _linear_backward)
+_flat_linear.defvjp(_linear, _linear_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def layer_norm(
-    x: Float[Array, "*B H"], scale: Float[Array, " H"], bias: Float[Array, " H"], epsilon: float
-) -> Float[Array, "*B H"]:
-    """Layer normalisation (Ba et al. 2016, arXiv 1607.06450), in float32, to the type of x.
-
-    Keeps x and one number per row of it.
-    """
+def _flat_layer_norm(
+    x: Float[Array, "T H"], scale: Float[Array, " H"], bias: Float[Array, " H"], epsilon: float
+) -> Float[Array, "T H"]:
     return _layer_norm(x, scale, bias, epsilon)[0]
 
 
@@ -85,8 +105,8 @@ def _layer_norm(
     x: Array, scale: Array, bias: Array, epsilon: float
 ) -> tuple[Array, tuple[Array, ...]]:
     wide = x.astype(jnp.float32)
-    mean = wide.mean(axis=-1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.square(wide - mean).mean(axis=-1, keepdims=True) + epsilon)
+    mean = row_sum(wide) / x.shape[-1]
+    inverse = jax.lax.rsqrt(row_sum(jnp.square(wide - mean)) / x.shape[-1] + epsilon)
     normed = (wide - mean) * inverse * scale + bias
     return normed.astype(x.dtype), (x, mean, inverse, scale)
 
@@ -97,13 +117,11 @@ def _layer_norm_backward(
     x, mean, inverse, scale = kept
     wide = gradient.astype(jnp.float32)
     normed = (after(x, gradient).astype(jnp.float32) - mean) * inverse
-    rows = range(x.ndim - 1)
-    of_scale = (wide * normed).sum(axis=rows)
+    of_scale, of_bias = (wide * normed).sum(axis=0), wide.sum(axis=0)
     scaled = wide * scale
-    along = (scaled * normed).mean(axis=-1, keepdims=True)
-    of_x = (scaled - scaled.mean(axis=-1, keepdims=True) - along * normed) * inverse
-    of_bias = wide.sum(axis=rows)
+    along = row_sum(scaled * normed) / x.shape[-1]
+    of_x = (scaled - row_sum(scaled) / x.shape[-1] - along * normed) * inverse
     return after(of_x.astype(x.dtype), of_scale, of_bias), of_scale, of_bias
 
 
-layer_norm.defvjp(_layer_norm, _layer_norm_backward)
+_flat_layer_norm.defvjp(_layer_norm, _layer_norm_backward)
