@@ -154,22 +154,22 @@ def _plain(
         may = segments[..., None, :, None] == segments[..., None, None, :]
     if drop is None:
         return weighted_values(query, key, value, may, precision).swapaxes(-3, -2)
-    weights = drop(jax.nn.softmax(_logits(query, key, may, precision)))
+    logits = jnp.where(may, _logits(query, key, precision), MASKED_LOGIT)
+    weights = drop(jax.nn.softmax(logits))
     mixed = jnp.einsum(
         "...qk,...kd->...qd", weights.astype(value.dtype), value, precision=precision
     )
     return mixed.swapaxes(-3, -2)
 
 
-def _logits(query: Array, key: Array, may: Array, precision: jax.lax.Precision) -> Array:
-    logits = jnp.einsum(
+def _logits(query: Array, key: Array, precision: jax.lax.Precision) -> Array:
+    return jnp.einsum(
         "...qd,...kd->...qk",
         query,
         key,
         precision=precision,
         preferred_element_type=jnp.float32,
     )
-    return jnp.where(may, logits, MASKED_LOGIT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -184,7 +184,8 @@ def weighted_values(
 
     The backward pass computes the weights again from one number per row of them, as flash attention
     does (Dao et al. 2022, arXiv 2205.14135): keeping the [T, T] of all heads and layers is what
-    fills memory, and on CPU it takes longer than the second matmul.
+    fills memory, and on CPU it takes longer than the second matmul. A row without any such token
+    has no gradient.
     """
     return _weighted_values(query, key, value, may, precision)[0]
 
@@ -192,7 +193,7 @@ def weighted_values(
 def _weighted_values(
     query: Array, key: Array, value: Array, may: Array, precision: jax.lax.Precision
 ) -> tuple[Array, tuple[Array, ...]]:
-    logits = _logits(query, key, may, precision)
+    logits = jnp.where(may, _logits(query, key, precision), MASKED_LOGIT)
     top = row_max(logits)
     exponentials = jnp.exp(logits - top)
     total = row_sum(exponentials)
@@ -212,12 +213,11 @@ def _weighted_values_backward(
 ) -> tuple[Array, Array, Array, None]:
     query, key, value, may, mixed, log_total = kept
     matmul = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
-    logits = _logits(after(query, gradient), key, may, precision)
-    weights = jnp.exp(logits - log_total)
+    logits = _logits(after(query, gradient), key, precision)
+    weights = jnp.where(may, jnp.exp(logits - log_total), 0)
     of_weights = matmul("...qd,...kd->...qk", gradient, value)
     mean = jnp.sum(gradient * mixed, axis=-1, keepdims=True, dtype=jnp.float32)
-    # In a row without a text the weights are not 0, though no logit enters them.
-    of_logits = jnp.where(may, weights * (of_weights - mean), 0).astype(value.dtype)
+    of_logits = (weights * (of_weights - mean)).astype(value.dtype)
     return (
         matmul("...qk,...kd->...qd", of_logits, key).astype(query.dtype),
         matmul("...qk,...qd->...kd", of_logits, query).astype(key.dtype),
