@@ -44,18 +44,20 @@ def make_train_step(
     tx = optax.with_extra_args_support(tx)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        of_pool = jax.value_and_grad(pool_loss, has_aux=True)
+
         def add_pool(total: Any, pool: Batch) -> tuple[Any, None]:
-            value = jax.value_and_grad(pool_loss, has_aux=True)(state.params, state.step, pool)
+            value = of_pool(state.params, state.step, pool)
             return jax.tree.map(jnp.add, total, value), None
 
         pools = batch.labels.shape[0]
         first = jax.tree.map(lambda leaf: leaf[0], batch)
-        shapes = jax.eval_shape(
-            jax.value_and_grad(pool_loss, has_aux=True), state.params, state.step, first
-        )
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        # A single pool stays out of the loop: XLA then fuses and analyses it better.
-        total = add_pool(zeros, first)[0] if pools == 1 else jax.lax.scan(add_pool, zeros, batch)[0]
+        if pools == 1:  # out of a loop XLA fuses and analyses it better
+            total = of_pool(state.params, state.step, first)
+        else:
+            shapes = jax.eval_shape(of_pool, state.params, state.step, first)
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+            total = jax.lax.scan(add_pool, zeros, batch)[0]
         (loss, metrics), grads = jax.tree.map(lambda leaf: leaf / pools, total)
         updates, opt_state = tx.update(grads, state.opt_state, state.params, loss=loss)
         params = optax.apply_updates(state.params, updates)
