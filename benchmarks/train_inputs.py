@@ -19,16 +19,13 @@ LIST_SETS: dict[str, Callable[[Path], Path]] = {
     "nfcorpus-synthetic": lambda shared: shared / "nfcorpus-synthetic",
     "nfcorpus": lambda shared: shared / "nfcorpus",
 }
-BERT_BASE = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-}
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+# Encoders with random weights.
+RANDOM = {"bert-base": (768, 12, 12, 3072), "tiny": (64, 2, 2, 256)}
 
 
 def write_model(name: str, folder: Path, dropout: float) -> Path:
-    """A model folder with this dropout: MiniLM, or BERT-base with random weights."""
+    """A model folder with this dropout: `minilm`, or one of `RANDOM`."""
     target = folder / f"{name}-dropout-{dropout:g}"
     source = model_folder(MINILM)
     shutil.rmtree(target, ignore_errors=True)
@@ -41,12 +38,12 @@ def write_model(name: str, folder: Path, dropout: float) -> Path:
         import torch
         from transformers import BertConfig, BertModel
 
-        config |= BERT_BASE
+        config |= dict(zip(SIZES, RANDOM[name], strict=True))
         torch.manual_seed(0)
         BertModel(BertConfig(**config)).save_pretrained(target)
         pooling = target / "1_Pooling" / "config.json"
         declared = json.loads(pooling.read_text("utf-8"))
-        declared["word_embedding_dimension"] = BERT_BASE["hidden_size"]
+        declared["word_embedding_dimension"] = config["hidden_size"]
         pooling.write_text(json.dumps(declared), "utf-8")
     (target / "config.json").write_text(json.dumps(config), "utf-8")
     return target

@@ -76,14 +76,40 @@ def synrank(job: Job) -> None:
 def synrank_arrays(job: Job) -> None:
     """The same compiled step fed from tokenised arrays: for machines without grain or tokenizers.
 
-    Nothing is written, and no data wait is part of it.
+    Nothing is written, and no wait for data is part of it.
     """
     import jax
     import numpy as np
 
+    from synrank_jax.data.packing import RowShapes, needs
+
+    report = reporter("jax", "jaxlib", "flax", "optax")
+    stored = np.load(Path(job["inputs"]) / "tokens.npz")
+    texts = job["queries"] * (1 + job["list_size"])
+    lengths = stored["lengths"][job["order"]].reshape(-1, 1, texts)
+    starts = stored["starts"][job["order"]].reshape(lengths.shape)
+    grades = stored["grades"][job["order"]].reshape(-1, 1, job["queries"], job["list_size"])
+    shapes = RowShapes(np.stack([needs(step)[0] for step in lengths]), job["length"])
+    state, train_step = compiled_step(job)
+    for step, length in enumerate(lengths):
+        batch = batch_of(stored["tokens"], starts[step], length, grades[step], shapes)
+        state, metrics = train_step(state, batch)
+        loss = float(metrics["loss"])
+        stats = jax.devices()[0].memory_stats() or {}
+        report(
+            loss=loss,
+            tokens=int(length.sum()),
+            slots=batch.texts.input_ids.size,
+            **({"peak_bytes": stats["peak_bytes_in_use"]} if stats else {}),
+        )
+
+
+def compiled_step(job: Job) -> tuple[Any, Any]:
+    """State and train step of a job's `config`, `contract` and `model`, as `train` makes them."""
+    import jax
+
     from synrank_jax.config import Config
     from synrank_jax.contract import EncodingContract
-    from synrank_jax.data.packing import RowShapes, needs, pack
     from synrank_jax.engine.compilation import use_compilation_cache
     from synrank_jax.engine.state import initial_state, split_model
     from synrank_jax.engine.step import make_train_step
@@ -93,53 +119,40 @@ def synrank_arrays(job: Job) -> None:
     from synrank_jax.models.pretrained import load_encoder
     from synrank_jax.optim import make_optimizer
     from synrank_jax.parallel.mesh import make_mesh
-    from synrank_jax.types import Batch
 
-    report = reporter("jax", "jaxlib", "flax", "optax")
     use_compilation_cache()
-    config, contract = (
-        Config.model_validate(job["config"]),
-        EncodingContract.model_validate(job["contract"]),
-    )
-    stored = np.load(Path(job["inputs"]) / "tokens.npz")
-    queries, items = job["queries"], 1 + job["list_size"]
-    lengths = stored["lengths"][job["order"]].reshape(-1, 1, queries * items)
-    starts = stored["starts"][job["order"]].reshape(lengths.shape)
-    grades = stored["grades"][job["order"]].reshape(-1, 1, queries, job["list_size"])
-    shapes = RowShapes(np.stack([needs(step)[0] for step in lengths]), job["length"])
-    platform = jax.devices()[0].platform
-    model = config.model
-    kernel = choose_kernel(
-        model.attention, platform, model.compute_dtype, model.dropout, job["length"]
-    )
-    encoder = load_encoder(
-        Path(job["model"]),
-        Numerics(model.compute_dtype, model.dropout, kernel, model.remat),
-    )
-    structure, params = split_model(
-        DualEncoder(encoder, contract.pooling, contract.normalize, contract.dimension)
-    )
+    config = Config.model_validate(job["config"])
+    contract = EncodingContract.model_validate(job["contract"])
+    model, platform = config.model, jax.devices()[0].platform
+    dtype, dropout = model.compute_dtype, model.dropout
+    kernel = choose_kernel(model.attention, platform, dtype, dropout, job["length"])
+    encoder = load_encoder(Path(job["model"]), Numerics(dtype, dropout, kernel, model.remat))
+    dual = DualEncoder(encoder, contract.pooling, contract.normalize, contract.dimension)
+    structure, params = split_model(dual)
     mesh = make_mesh(config.mesh)
     optimizer = make_optimizer(config.optimizer, job["steps"])
-    state = initial_state(params, optimizer, mesh)
-    train_step = make_train_step(structure, optimizer, config, contract, mesh)
-    passages = np.arange(queries * job["list_size"], dtype=np.int32)
-    for step, length in enumerate(lengths):
-        shape = shapes.of(needs(length)[0])
-        texts = pack(stored["tokens"], starts[step], length, shape)
-        batch = Batch(
-            texts=jax.tree.map(lambda leaf: leaf[None], texts),
-            labels=grades[step].astype(np.float32),
-            where=np.ones(grades[step].shape, bool),
-            passage_ids=passages.reshape(grades[step].shape),
-            excluded_ids=np.zeros((1, queries, 0), np.int32),
-            sample_ids=np.arange(queries, dtype=np.int32)[None],
-        )
-        state, metrics = train_step(state, batch)
-        loss = float(metrics["loss"])
-        stats = jax.devices()[0].memory_stats() or {}
-        device = {"peak_bytes": stats["peak_bytes_in_use"]} if stats else {}
-        report(loss=loss, tokens=int(length.sum()), slots=shape.tokens, **device)
+    step = make_train_step(structure, optimizer, config, contract, mesh)
+    return initial_state(params, optimizer, mesh), step
+
+
+def batch_of(tokens: Any, starts: Any, lengths: Any, grades: Any, shapes: Any) -> Any:
+    """A `Batch` of one pool in one row: starts and lengths [1, Q (1 + L)], grades [1, Q, L]."""
+    import jax
+    import numpy as np
+
+    from synrank_jax.data.packing import needs, pack
+    from synrank_jax.types import Batch
+
+    _, queries, size = grades.shape
+    texts = pack(tokens, starts, lengths, shapes.of(needs(lengths)[0]))
+    return Batch(
+        texts=jax.tree.map(lambda leaf: leaf[None], texts),
+        labels=grades.astype(np.float32),
+        where=np.ones(grades.shape, bool),
+        passage_ids=np.arange(queries * size, dtype=np.int32).reshape(grades.shape),
+        excluded_ids=np.zeros((1, queries, 0), np.int32),
+        sample_ids=np.arange(queries, dtype=np.int32)[None],
+    )
 
 
 def trove(job: Job, loss: str) -> None:

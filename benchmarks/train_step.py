@@ -10,8 +10,8 @@ turns, one step each; a ratio is the median over the rounds of other's seconds b
 round. Times are from the end of a step to the end of the next, so reading and tokenising count.
 
 Peers live in environments of their own (versions: benchmarks/README.md); sides without one are
-left out. `--pretokenized` feeds our compiled step from arrays instead, without grain. A plot and a
-JSON file of all figures are written to --output.
+left out. `--pretokenized` feeds our compiled step from arrays instead, without grain; the arrays of
+an earlier call (of the same rounds) are used again. A JSON file of all figures goes to --output.
 """
 
 import argparse
@@ -32,10 +32,8 @@ from machine import console, print_machine
 from rich.table import Table
 from train_inputs import LIST_SETS, write_lists, write_model
 
-from synrank_jax import prepare
 from synrank_jax.config import Config
 from synrank_jax.contract import resolve_contract
-from synrank_jax.data.pipeline import epoch_order
 from synrank_jax.models.bert import BertConfig
 from synrank_jax.models.flops import step_flops
 
@@ -152,10 +150,16 @@ def measure(
 ) -> dict[str, Any]:
     """Run all sides on one set of lists and print its tables; returns the reports."""
     inputs = args.output / f"{name}-{args.queries}-{args.rounds}"
-    shutil.rmtree(inputs, ignore_errors=True)
     steps = 2 + args.rounds  # a first one, the rounds, and a last one that is never taken
-    write_lists(source, inputs, steps * args.queries, LIST_SIZE, model, args.length)
-    order = epoch_order(0, 0, steps * args.queries).tolist()
+    count = steps * args.queries
+    if args.pretokenized and (inputs / "tokens.npz").exists():
+        order = list(range(count))
+    else:
+        from synrank_jax.data.pipeline import epoch_order
+
+        shutil.rmtree(inputs, ignore_errors=True)
+        write_lists(source, inputs, count, LIST_SIZE, model, args.length)
+        order = epoch_order(0, 0, count).tolist()
     with ExitStack() as closing:
         processes: dict[str, Side] = {}
 
@@ -265,6 +269,8 @@ def job_of(
         contract = resolve_contract(checked).model_dump(mode="json")
         return {**job, "side": "arrays", "config": config, "contract": contract}
     if not (inputs / "prepared").exists():
+        from synrank_jax import prepare
+
         written = inputs / "config.json"
         written.write_text(json.dumps(config), "utf-8")
         prepare.main(["--config", str(written)])
