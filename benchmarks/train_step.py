@@ -316,9 +316,11 @@ def print_tables(
     for side, steps in timed.items():
         seconds = [step["seconds"] for step in steps]
         tokens = sum(step["tokens"] for step in steps)
-        rate = tokens / sum(seconds)
-        flops = sum(
-            step_flops(encoder, step["tokens"], squares * args.queries, LIST_SIZE * args.queries**2)
+        # Medians: a step of a new shape is compiled within its round.
+        rate = statistics.median(step["tokens"] / step["seconds"] for step in steps)
+        pairs = LIST_SIZE * args.queries**2
+        utilisation = statistics.median(
+            step_flops(encoder, step["tokens"], squares * args.queries, pairs) / step["seconds"]
             for step in steps
         )
         row = [
@@ -329,7 +331,7 @@ def print_tables(
             f"{LIST_SIZE * args.queries / median[side]:.1f}",
             f"{rate:,.0f}",
             f"{1 - tokens / sum(step['slots'] for step in steps):.1%}",
-            f"{flops / sum(seconds) / peak:.0%}",
+            f"{utilisation / peak:.0%}",
             f"{processes[side].reports[-1]['peak_bytes'] / 1e9:.2f}",
         ]
         if best is not None and side not in peers:

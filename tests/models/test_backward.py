@@ -4,10 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from small_bert import small_bert
 
+from synrank_jax.engine.compilation import CPU_OPTIONS
 from synrank_jax.models.attention import MASKED_LOGIT, weighted_values
 from synrank_jax.models.backward import after, layer_norm, linear
-from synrank_jax.models.bert import ACTIVATIONS
+from synrank_jax.models.bert import ACTIVATIONS, BertEncoder
+from synrank_jax.models.numerics import Numerics
 from synrank_jax.models.reductions import LANES, row_max, row_sum
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -92,3 +96,25 @@ def test_rows_are_added_and_compared(size: int):
 def test_after_changes_nothing():
     x = normal(0, 4)
     np.testing.assert_array_equal(jax.jit(after)(x, normal(1, 2, 3), normal(2, 1)), x)
+
+
+def test_a_step_keeps_neither_attention_weights_nor_activations():
+    """What it needs in all is less than the attention weights of its layers alone would be."""
+    layers, heads, texts, length = 6, 4, 2, 512
+    config = small_bert(
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=64,
+        max_position_embeddings=length,
+    )
+    structure, params = nnx.split(BertEncoder(config, Numerics(), rngs=nnx.Rngs(0)))
+
+    def loss(params):
+        ids = jnp.zeros((texts, length), jnp.int32)
+        hidden = nnx.merge(structure, params)(ids, jnp.ones((texts, length), bool))
+        return jnp.sum(hidden**2)
+
+    compiled = jax.jit(jax.grad(loss), compiler_options=CPU_OPTIONS).lower(params).compile()
+    weights = 4 * layers * heads * texts * length**2
+    assert compiled.memory_analysis().temp_size_in_bytes < weights
