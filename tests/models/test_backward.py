@@ -102,6 +102,7 @@ def test_a_step_keeps_neither_attention_weights_nor_activations():
     """What it needs in all is less than the attention weights of its layers alone would be."""
     layers, heads, texts, length = 6, 4, 2, 512
     config = small_bert(
+        vocab_size=11,
         hidden_size=32,
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -117,4 +118,4 @@ def test_a_step_keeps_neither_attention_weights_nor_activations():
 
     compiled = jax.jit(jax.grad(loss), compiler_options=CPU_OPTIONS).lower(params).compile()
     weights = 4 * layers * heads * texts * length**2
-    assert compiled.memory_analysis().temp_size_in_bytes < weights
+    assert 0 < compiled.memory_analysis().temp_size_in_bytes < weights
