@@ -1,12 +1,13 @@
 """The compiled steps: pure functions of weights and a batch."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from synrank_jax.config import Config
 from synrank_jax.contract import EncodingContract
@@ -278,8 +279,17 @@ def item_keys(seed: int, step: jax.typing.ArrayLike, pool: Batch) -> ItemKeys:
     return ItemKeys(texts=keys[:, :-1], draw=keys[:, -1])
 
 
-def make_encode_step(structure: Any, mesh: Mesh) -> Callable[[Params, Tokens], jax.Array]:
-    """Embeddings [B, D] float32 of token rows [B, T], of which every device has as many."""
+def make_encode_step(
+    structure: Any, mesh: Mesh, out_sharding: NamedSharding | None = None
+) -> Callable[[Params, Tokens], jax.Array]:
+    """Embeddings [B, D] float32 of token rows [B, T], of which every device has as many.
+
+    A compiled function cannot be compiled again within another, so where they are to lie is said
+    here; None: with the rows.
+    """
+    compiled = functools.partial(
+        jax.jit, out_shardings=out_sharding, compiler_options=compiler_options(mesh)
+    )
 
     def encode(params: Params, tokens: Tokens) -> jax.Array:
         return merge_model(structure, params).encode(*tokens)
@@ -290,10 +300,11 @@ def make_encode_step(structure: Any, mesh: Mesh) -> Callable[[Params, Tokens], j
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
                 return encode(params, tokens)
 
-        return jax.jit(encode_all, compiler_options=compiler_options(mesh))
+        encode_one: Callable[[Params, Tokens], jax.Array] = compiled(encode_all)
+        return encode_one
     split = PartitionSpec(BATCH_AXES)
     # Kernels of attention are not partitioned by the compiler.
-    return jax.jit(
+    encode_rows: Callable[[Params, Tokens], jax.Array] = compiled(
         jax.shard_map(
             encode,
             mesh=mesh,
@@ -301,6 +312,6 @@ def make_encode_step(structure: Any, mesh: Mesh) -> Callable[[Params, Tokens], j
             out_specs=split,
             axis_names=set(BATCH_AXES),
             check_vma=False,  # Pallas kernels lack it
-        ),
-        compiler_options=compiler_options(mesh),
+        )
     )
+    return encode_rows

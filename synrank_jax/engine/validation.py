@@ -59,8 +59,7 @@ class MeshEncoder(WindowEncoder):
         devices = batch_devices(mesh)
         super().__init__(contract, load_tokenizer(folder), batch_size, LENGTH_MULTIPLE, devices)
         self.params: Params = {}
-        encode = make_encode_step(structure, mesh)
-        self._encode = jax.jit(encode, out_shardings=replicated(mesh))
+        self._encode = make_encode_step(structure, mesh, replicated(mesh))
         self._sharding = rows(mesh)
 
     def _start(self, input_ids: NDArray[np.int32], attention_mask: NDArray[np.bool_]) -> jax.Array:
